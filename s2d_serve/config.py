@@ -1,0 +1,175 @@
+"""The deployment file's `args:` tree: everything a user can set, each with its meaning and its limits."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+TARGET_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+
+class Config(BaseModel):
+    """Base of all settings: frozen after it is built, and an unknown setting is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+LocalPath = Annotated[Path, AfterValidator(_absolute)]
+
+
+class ModelConfig(Config):
+    """One checkpoint, and how it is loaded."""
+
+    source: str = Field(min_length=1)
+    """Hub id, local folder, `.gguf` file, or `pkg://<distribution>/<file>`."""
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    """Commit of a hub id (40 hex digits); required for hub ids, refused for the rest."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Expected digest of a `.gguf` or `pkg://` file."""
+    dtype: DType = "bfloat16"
+    """Type of weights and activations; float32 gives texts that are equal bit for bit."""
+    weight_rounding: Literal["none", "int8"] = "none"
+    """int8: each linear layer's weights are rounded to int8 per output channel and back."""
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    """Where the weights live, in torch's words."""
+    num_threads: int = Field(default=0, ge=0, le=1024)
+    """Threads of torch on the CPU; 0 takes every core of the machine."""
+
+
+class SpeculationConfig(Config):
+    """How the shared draft works for one target."""
+
+    enabled: bool = True
+    """False: this target always decodes alone."""
+    max_draft_tokens: int = Field(default=5, ge=1, le=32)
+    """Longest proposal of a round."""
+    draft_length: Literal["adaptive", "fixed"] = "adaptive"
+    """adaptive: as many tokens as pay, zero if none do; fixed: always `max_draft_tokens`."""
+    deepest_exit: int | None = Field(default=None, ge=1)
+    """Exit layer that this target may use at most; None is the draft's last."""
+    thresholds: tuple[float, ...] | None = None
+    """Confidence at which each exit but the deepest emits; None takes the draft's."""
+
+
+class DraftConfig(ModelConfig):
+    """The sorted draft, and how much it may hold."""
+
+    layers: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Which layers of the checkpoint the draft keeps, increasing; None keeps all."""
+    exit_layers: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Layers run by each sub-model, increasing; the last is the whole draft. None: one exit, the whole."""
+    thresholds: tuple[Annotated[float, Field(ge=0.0)], ...] | None = None
+    """Confidence at which each exit but the last emits; above 1 an exit never emits. None: 0.8 for all."""
+    max_sequences: int = Field(default=16, ge=1, le=1024)
+    """Sequences that hold a draft KV slot at once; others run without a draft."""
+    max_context: int = Field(default=2048, ge=16)
+    """Tokens that fit in a draft KV slot; a longer sequence goes on without a draft."""
+    prefill_chunk: int = Field(default=256, ge=1)
+    """Tokens of a new sequence that the draft reads at a time."""
+    max_parked_tokens: int = Field(default=64, ge=1)
+    """Hidden states that may wait for a deeper segment, per sequence and exit."""
+
+    @model_validator(mode="after")
+    def _exits_are_increasing(self) -> Self:
+        for name in ("layers", "exit_layers"):
+            values: tuple[int, ...] | None = getattr(self, name)
+            if values is not None and list(values) != sorted(set(values)):
+                raise ValueError(f"draft.{name} must increase: got {list(values)}")
+        num_exits = len(self.exit_layers) if self.exit_layers else 1
+        if self.thresholds is not None and len(self.thresholds) != num_exits - 1:
+            raise ValueError(
+                f"draft.thresholds needs {num_exits - 1} values, one for each exit but the last: "
+                f"got {len(self.thresholds)}"
+            )
+        return self
+
+
+class TargetConfig(ModelConfig):
+    """One target: the model whose text the clients see."""
+
+    max_context: int = Field(default=2048, ge=16)
+    """Prompt and output tokens that fit in one sequence's KV slot."""
+    max_sequences: int = Field(default=8, ge=1, le=1024)
+    """KV slots of a replica, hence the sequences that it serves at once."""
+    max_queued: int = Field(default=32, ge=0)
+    """Sequences that may wait for a slot (at one router replica) before 429."""
+    prefill_chunk: int = Field(default=256, ge=1)
+    """Prompt tokens that one sequence reads in one forward pass."""
+    decode_steps: int = Field(default=4, ge=1, le=64)
+    """Tokens decoded per call while nothing is drafted."""
+    speculation: SpeculationConfig = SpeculationConfig()
+    """How the shared draft works for this target."""
+
+
+class LimitsConfig(Config):
+    """What a request may ask for, checked before any work."""
+
+    max_body_bytes: int = Field(default=2_000_000, ge=1)
+    """Size of a request's body."""
+    max_n: int = Field(default=8, ge=1)
+    """Choices per prompt."""
+    max_prompts: int = Field(default=16, ge=1)
+    """Prompts per request, and prompts times choices."""
+    max_logprobs: int = Field(default=20, ge=0)
+    """Alternatives per token."""
+    max_stop: int = Field(default=4, ge=0)
+    """Stop strings."""
+    ttft_s: float = Field(default=120.0, gt=0)
+    """Time to the first token, waiting included."""
+    idle_s: float = Field(default=60.0, gt=0)
+    """Time between two tokens."""
+    total_s: float = Field(default=600.0, gt=0)
+    """Time of a whole request; also how long a draining replica may take."""
+    ping_s: float = Field(default=15.0, gt=0)
+    """Silence after which a stream gets a comment."""
+
+
+class AuthConfig(Config):
+    """Who may use the service."""
+
+    api_keys_file: LocalPath | None = None
+    """File with one SHA-256 digest (hex) of an API key per line; None: no keys."""
+
+
+class RouterConfig(Config):
+    """How rounds are run."""
+
+    draft_patience_s: float = Field(default=1.0, gt=0)
+    """How long a target waits for a proposal before it goes on without one."""
+    draft_retry_s: float = Field(default=2.0, gt=0)
+    """Pause before a lost draft is tried again; doubles up to a minute."""
+
+
+class AppConfig(Config):
+    """The whole service: one draft, its targets, and the limits."""
+
+    draft: DraftConfig | None = None
+    """The shared draft; None: targets decode alone."""
+    targets: dict[str, TargetConfig] = Field(min_length=1)
+    """Targets by the name that clients use; also the name of their deployment."""
+    limits: LimitsConfig = LimitsConfig()
+    """What a request may ask for."""
+    auth: AuthConfig = AuthConfig()
+    """Who may use the service."""
+    router: RouterConfig = RouterConfig()
+    """How rounds are run."""
+    allow_public_without_keys: bool = False
+    """Serve on a public address although no API keys are set."""
+
+    @field_validator("targets")
+    @classmethod
+    def _names_are_usable(cls, targets: dict[str, TargetConfig]) -> dict[str, TargetConfig]:
+        import re
+
+        for name in targets:
+            if not re.match(TARGET_NAME, name) or name in ("draft", "router"):
+                raise ValueError(
+                    f"target name {name!r}: use 1-64 of a-z 0-9 . _ -, not 'draft' or 'router' (they name deployments)"
+                )
+        return targets
