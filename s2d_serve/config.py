@@ -1,5 +1,6 @@
-"""The deployment file's `args:` tree: everything a user can set, each with its meaning and its limits."""
+"""The deployment file's `args:` tree: everything a user can set, with its meaning and limits."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -63,9 +64,9 @@ class DraftConfig(ModelConfig):
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Which layers of the checkpoint the draft keeps, increasing; None keeps all."""
     exit_layers: tuple[int, ...] | None = Field(default=None, min_length=1)
-    """Layers run by each sub-model, increasing; the last is the whole draft. None: one exit, the whole."""
+    """Layers run by each sub-model, increasing; the last is the whole draft, the default."""
     thresholds: tuple[Annotated[float, Field(ge=0.0)], ...] | None = None
-    """Confidence at which each exit but the last emits; above 1 an exit never emits. None: 0.8 for all."""
+    """Confidence at which each exit but the last emits (default 0.8); above 1 it never does."""
     max_sequences: int = Field(default=16, ge=1, le=1024)
     """Sequences that hold a draft KV slot at once; others run without a draft."""
     max_context: int = Field(default=2048, ge=16)
@@ -165,11 +166,10 @@ class AppConfig(Config):
     @field_validator("targets")
     @classmethod
     def _names_are_usable(cls, targets: dict[str, TargetConfig]) -> dict[str, TargetConfig]:
-        import re
-
         for name in targets:
             if not re.match(TARGET_NAME, name) or name in ("draft", "router"):
                 raise ValueError(
-                    f"target name {name!r}: use 1-64 of a-z 0-9 . _ -, not 'draft' or 'router' (they name deployments)"
+                    f"target name {name!r}: use 1-64 of a-z 0-9 . _ -; "
+                    "'draft' and 'router' name other deployments"
                 )
         return targets

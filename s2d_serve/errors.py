@@ -3,7 +3,7 @@
 S2DError
 ├── ConfigError            (ValueError)       a deployment file asks for something that cannot be
 ├── WeightsError           (OSError)          weights are missing, damaged or of another hash
-├── UnsupportedModelError  (ValueError)       an architecture or setting whose text we could not guarantee
+├── UnsupportedModelError  (ValueError)       a model whose text cannot be guaranteed
 ├── RequestError           (ValueError)       400: a bad value in a request; `param` names the field
 ├── AuthenticationError    (PermissionError)  401: no key, or a wrong one
 ├── UnknownModelError      (LookupError)      404: no target of that name
@@ -12,8 +12,8 @@ S2DError
 ├── UnavailableError       (ConnectionError)  503: loading, or no live replica
 └── DeadlineError          (TimeoutError)     503: a time limit of the service ran out
 
-Each carries one message and defines no `__init__`: only such exceptions survive the way from a Ray replica.
-The message gives the value, the limit and what to do.
+Each carries one message and defines no `__init__`: only such exceptions survive the way from a Ray
+replica. The message gives the value, the limit and what to do.
 """
 
 

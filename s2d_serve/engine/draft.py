@@ -1,0 +1,285 @@
+"""The sorted draft: one small model whose every exit is a usable sub-model.
+
+A *segment* is the layers between two exits. A token runs segment 0; if the exit's head is confident
+it is emitted, else the next segment goes on from the same hidden states. Tokens that left early are
+*parked* at the exit where they left, and read by the deeper segment, all at once, when it is next
+needed: the KV cache of a deeper segment lags behind and is caught up lazily.
+
+Source: S2D, arXiv:2407.01955.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from s2d_serve.engine.cache import Row
+from s2d_serve.engine.messages import Proposal, SequenceStart
+from s2d_serve.engine.trunk import Trunk
+from s2d_serve.speculation.exits import ExitPolicy
+from s2d_serve.speculation.sampling import TokenCounts, sample
+
+MAX_UNREAD_TOKENS = 16
+"""A sequence with more unread tokens is prefilled in idle time before it gets proposals again."""
+
+
+@dataclass(slots=True)
+class DraftSequence:
+    """A sequence that holds a draft slot.
+
+    Segment s has cached the first `filled[s]` tokens, never more than the segment before it;
+    `parked[s]` are segment s's outputs ([n, hidden]) for the positions from `filled[s + 1]` to
+    `filled[s]`, which the next segment has not read.
+    """
+
+    start: SequenceStart
+    policy: ExitPolicy
+    slot: int
+    token_ids: list[int]
+    """Prompt, committed output, and what was drafted since."""
+    num_committed: int
+    counts: TokenCounts
+    filled: list[int]
+    parked: list[Tensor]
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens that not even the first segment has read."""
+        return len(self.token_ids) - self.filled[0]
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` tokens, in all segments."""
+        self.counts.remove(self.token_ids[max(length, self.start.num_prompt_tokens) :])
+        del self.token_ids[length:]
+        lengths = [min(filled, length) for filled in self.filled]
+        for s, parked in enumerate(self.parked):
+            first = self.filled[s + 1]
+            self.parked[s] = parked[lengths[s + 1] - first : lengths[s] - first]
+        self.filled = lengths
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Append output tokens."""
+        self.token_ids += token_ids
+        self.counts.add(token_ids)
+
+
+class SortedDraft:
+    """Drafts for many sequences at once; each row of a batch leaves at its own exit."""
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        exit_layers: Sequence[int],
+        prefill_chunk: int = 256,
+        max_parked_tokens: int = 64,
+    ) -> None:
+        """`exit_layers`: layers run by each sub-model, increasing, counted in the trunk's."""
+        self.trunk = trunk
+        self.exit_layers = tuple(exit_layers)
+        self.prefill_chunk = prefill_chunk
+        self.max_parked_tokens = max_parked_tokens
+        self.sequences: dict[str, DraftSequence] = {}
+        self._free_slots = list(range(trunk.cache.num_slots))
+        starts = (0, *self.exit_layers[:-1])
+        self._segments: list[Sequence[nn.Module]] = [
+            self.trunk.layers[start:stop]
+            for start, stop in zip(starts, self.exit_layers, strict=True)
+        ]
+
+    def open(self, start: SequenceStart, policy: ExitPolicy) -> bool:
+        """Take a sequence up; False if it fits in no slot, and then it runs without a draft.
+
+        One that is open already keeps what is cached of the tokens that are the same.
+        """
+        sequence = self.sequences.get(start.sequence_id)
+        if sequence is not None:
+            self._resume(sequence, start)
+            return True
+        if not self._free_slots or len(start.token_ids) > self.trunk.cache.capacity:
+            return False
+        sequence = DraftSequence(
+            start,
+            policy,
+            self._free_slots.pop(),
+            list(start.token_ids),
+            len(start.token_ids),
+            TokenCounts(frozenset(start.token_ids[: start.num_prompt_tokens])),
+            [0] * (policy.deepest + 1),
+            [self.trunk.embed([]) for _ in range(policy.deepest)],
+        )
+        sequence.counts.add(start.token_ids[start.num_prompt_tokens :])
+        self.sequences[start.sequence_id] = sequence
+        return True
+
+    def close(self, sequence_id: str) -> None:
+        """Free a sequence's slot; an unknown id is fine."""
+        sequence = self.sequences.pop(sequence_id, None)
+        if sequence is not None:
+            self._free_slots.append(sequence.slot)
+
+    def commit(self, sequence_id: str, base_length: int, token_ids: Sequence[int]) -> bool:
+        """The target's tokens after `base_length`: keep what was drafted of them, drop the rest.
+
+        False if the sequence is not open, or stands at another length: it must be opened again.
+        """
+        sequence = self.sequences.get(sequence_id)
+        if sequence is None or sequence.num_committed != base_length:
+            return False
+        self._agree(sequence, base_length, token_ids)
+        return True
+
+    def is_ready(self, sequence_id: str) -> bool:
+        """Whether a proposal costs no prefill: the sequence is open and nearly all read."""
+        sequence = self.sequences.get(sequence_id)
+        return sequence is not None and 0 < sequence.num_missing <= MAX_UNREAD_TOKENS
+
+    @torch.inference_mode()
+    def prefill(self) -> bool:
+        """Read a chunk of a sequence that lags behind, in all its segments; False if none does."""
+        for sequence_id, sequence in self.sequences.items():
+            if sequence.num_missing and not self.is_ready(sequence_id):
+                for segment in range(len(sequence.filled)):
+                    self._run_segment(segment, [sequence], self.prefill_chunk)
+                return True
+        return False
+
+    @torch.inference_mode()
+    def propose(
+        self, lengths: Mapping[str, int], step_costs: list[tuple[int, float]]
+    ) -> dict[str, Proposal]:
+        """Draft up to so many tokens for each sequence; an end token ends a proposal.
+
+        Args:
+            lengths: draft tokens wanted, by sequence; those not ready get an empty proposal.
+            step_costs: (rows, seconds) of each draft step is appended.
+        """
+        exits: dict[str, list[int]] = {}
+        limits: dict[str, int] = {}
+        for sequence_id, length in lengths.items():
+            if self.is_ready(sequence_id):
+                exits[sequence_id] = []
+                limits[sequence_id] = min(length, self._room(self.sequences[sequence_id]))
+        active = [self.sequences[i] for i, limit in limits.items() if limit > 0]
+        while active:
+            started = time.perf_counter()
+            for sequence, exit_index in self._step(active):
+                exits[sequence.start.sequence_id].append(self.exit_layers[exit_index])
+            step_costs.append((len(active), time.perf_counter() - started))
+            active = [
+                sequence
+                for sequence in active
+                if len(exits[sequence.start.sequence_id]) < limits[sequence.start.sequence_id]
+                and sequence.token_ids[-1] not in sequence.start.params.stop_token_ids
+            ]
+        return {
+            sequence_id: Proposal(
+                sequence.num_committed,
+                tuple(sequence.token_ids[sequence.num_committed :]),
+                tuple(exits[sequence_id]),
+            )
+            for sequence_id in exits
+            for sequence in (self.sequences[sequence_id],)
+        }
+
+    def _room(self, sequence: DraftSequence) -> int:
+        """Tokens that can be drafted: the rest of the output but the last, or of the slot."""
+        start = sequence.start
+        num_output = sequence.num_committed - start.num_prompt_tokens
+        return min(
+            start.max_tokens - num_output - 1,
+            self.trunk.cache.capacity - len(sequence.token_ids),
+        )
+
+    def _step(self, active: Sequence[DraftSequence]) -> list[tuple[DraftSequence, int]]:
+        """Draft one token for each sequence; which exit emitted it."""
+        for segment in range(1, len(self._segments)):
+            full = [
+                sequence
+                for sequence in active
+                if segment <= sequence.policy.deepest
+                and sequence.parked[segment - 1].shape[0] >= self.max_parked_tokens
+            ]
+            self._run_segment(segment, full)
+        emitted: list[tuple[DraftSequence, int]] = []
+        undecided = list(active)
+        for exit_index in range(len(self._segments)):
+            hidden = self._run_segment(exit_index, undecided)
+            leaving = self._emit(exit_index, undecided, hidden)
+            emitted += [(undecided[i], exit_index) for i in leaving]
+            undecided = [s for i, s in enumerate(undecided) if i not in leaving]
+        assert not undecided, "the deepest exit of a policy always emits"
+        return emitted
+
+    def _emit(
+        self, exit_index: int, sequences: Sequence[DraftSequence], hidden: Tensor
+    ) -> set[int]:
+        """Append a token to each sequence that leaves at this exit; their indices.
+
+        `hidden`: [B, hidden], each sequence's last token after this exit's segment.
+        """
+        tried = [i for i, s in enumerate(sequences) if s.policy.tries(exit_index)]
+        if not tried:
+            return set()
+        logits = self.trunk.logits(hidden[tried])
+        confidences = (logits.amax(-1) - logits.logsumexp(-1)).exp().tolist()  # sync
+        greedy = logits.argmax(-1).tolist()  # sync
+        leaving = set()
+        for row, i in enumerate(tried):
+            sequence = sequences[i]
+            if sequence.policy.emits(exit_index, confidences[row]):
+                params = sequence.start.params
+                position = len(sequence.token_ids) - sequence.start.num_prompt_tokens
+                is_simple = params.is_plain and params.is_greedy
+                sequence.extend(
+                    [
+                        greedy[row]
+                        if is_simple
+                        else sample(logits[row], params, position, sequence.counts)
+                    ]
+                )
+                leaving.add(i)
+        return leaving
+
+    def _run_segment(
+        self, segment: int, sequences: Sequence[DraftSequence], max_tokens: int | None = None
+    ) -> Tensor:
+        """Bring a segment up to date with the one before: [B, hidden], each one's last token."""
+        if not sequences:
+            return self.trunk.embed([])
+        rows, inputs = [], []
+        for sequence in sequences:
+            if segment == 0:
+                new = self.trunk.embed(sequence.token_ids[sequence.filled[0] :][:max_tokens])
+            else:
+                new = sequence.parked[segment - 1]
+                sequence.parked[segment - 1] = new.new_empty(0, new.shape[1])
+            inputs.append(new)
+            rows.append(Row(sequence.slot, sequence.filled[segment], new.shape[0]))
+            sequence.filled[segment] += new.shape[0]
+        batch = self.trunk.batch(rows)
+        hidden = self.trunk.run(self._segments[segment], torch.cat(inputs), batch)
+        sizes = [row.num_tokens for row in rows]
+        for sequence, own in zip(sequences, torch.split(hidden, sizes), strict=True):
+            if segment < sequence.policy.deepest:
+                sequence.parked[segment] = torch.cat([sequence.parked[segment], own])
+        return hidden[batch.last_token]
+
+    def _resume(self, sequence: DraftSequence, start: SequenceStart) -> None:
+        is_newer = start.epoch > sequence.start.epoch
+        if is_newer or len(start.token_ids) > sequence.num_committed:
+            sequence.start = start
+            prompt = start.num_prompt_tokens
+            self._agree(sequence, prompt, start.token_ids[prompt:])
+
+    def _agree(self, sequence: DraftSequence, base_length: int, token_ids: Sequence[int]) -> None:
+        """Make the tokens after `base_length` these; what was right already stays cached."""
+        num_same = 0
+        for held, token_id in zip(sequence.token_ids[base_length:], token_ids, strict=False):
+            if held != token_id:
+                break
+            num_same += 1
+        sequence.truncate(base_length + num_same)
+        sequence.extend(token_ids[num_same:])
+        sequence.num_committed = len(sequence.token_ids)

@@ -1,0 +1,91 @@
+"""The draft at work for several targets: how long each proposal is, and what outcomes teach."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from s2d_serve.engine.draft import SortedDraft
+from s2d_serve.engine.messages import Proposal, SequenceStart, StepResult
+from s2d_serve.speculation.draft_length import AcceptanceEstimate, DraftLengthPolicy
+from s2d_serve.speculation.exits import ExitPolicy
+
+
+@dataclass(slots=True)
+class Pairing:
+    """The draft as one target uses it."""
+
+    exits: ExitPolicy
+    lengths: DraftLengthPolicy
+    is_resting: bool = False
+    """The last proposals were empty since nothing paid; the next one is a probe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A round's proposals for the sequences of one target."""
+
+    proposals: Mapping[str, Proposal]
+    """By sequence; empty for those whose prompt the draft has not read yet."""
+    unknown: tuple[str, ...] = ()
+    """Sequences that must be opened (again): not held here, or held at another length."""
+    rest_rounds: int = 0
+    """Rounds for which the target is faster alone; then ask again."""
+
+
+@dataclass(slots=True)
+class Drafter:
+    """One sorted draft shared by many targets."""
+
+    draft: SortedDraft
+    pairings: Mapping[str, Pairing]
+    """By target."""
+    _declined: set[str] = field(default_factory=set)
+    _records: dict[str, AcceptanceEstimate] = field(default_factory=dict)
+
+    def open(self, start: SequenceStart, target: str) -> None:
+        """Take up a sequence of a target; without a free slot it gets empty proposals."""
+        if not self.draft.open(start, self.pairings[target].exits):
+            self._declined.add(start.sequence_id)
+        self._records.setdefault(start.sequence_id, AcceptanceEstimate())
+
+    def close(self, sequence_id: str) -> None:
+        """Forget a sequence; an unknown id is fine."""
+        self.draft.close(sequence_id)
+        self._declined.discard(sequence_id)
+        self._records.pop(sequence_id, None)
+
+    def learn(self, target: str, result: StepResult) -> tuple[str, ...]:
+        """Take in what the target made of a round; the sequences that must be opened again."""
+        policy = self.pairings[target].lengths
+        policy.verify_s.record(result.num_tokens, result.seconds)
+        unknown = []
+        for sequence_id, outcome in result.outcomes.items():
+            if sequence_id in self._records:
+                policy.record(self._records[sequence_id], len(outcome.exits), outcome.num_accepted)
+            if outcome.finish_reason is not None:
+                self.close(sequence_id)
+            elif outcome.token_ids and sequence_id not in self._declined:
+                tokens = outcome.token_ids
+                if not self.draft.commit(sequence_id, outcome.base_length, tokens):
+                    unknown.append(sequence_id)
+        return tuple(unknown)
+
+    def propose(self, target: str, sequence_ids: Sequence[str], max_draft_tokens: int) -> Draft:
+        """Draft for these sequences, at most so many tokens each."""
+        pairing = self.pairings[target]
+        ready = [i for i in sequence_ids if self.draft.is_ready(i)]
+        if not ready:
+            return Draft({})
+        lengths = pairing.lengths.choose([self._records[i] for i in ready], pairing.is_resting)
+        pairing.is_resting = not any(lengths)
+        if pairing.is_resting:
+            return Draft({}, rest_rounds=pairing.lengths.rest_rounds)
+        costs: list[tuple[int, float]] = []
+        capped = [min(length, max_draft_tokens) for length in lengths]
+        proposals = self.draft.propose(dict(zip(ready, capped, strict=True)), costs)
+        for num_rows, seconds in costs:
+            pairing.lengths.draft_step_s.record(num_rows, seconds)
+        return Draft(proposals)
+
+    def prefill(self) -> bool:
+        """Read one chunk of a sequence that lags behind; False if there is nothing to read."""
+        return self.draft.prefill()

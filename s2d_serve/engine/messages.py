@@ -1,0 +1,79 @@
+"""What draft and target tell each other about a sequence: frozen, small, no device tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from s2d_serve.speculation.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStart:
+    """Everything an executor needs to take a sequence up, new or in the middle.
+
+    Repeating it for a sequence that is open is harmless: an executor that already has more tokens
+    keeps them.
+    """
+
+    sequence_id: str
+    epoch: int
+    """Counts the openings of this sequence; a higher one replaces what an executor holds."""
+    token_ids: tuple[int, ...]
+    """Prompt and committed output."""
+    num_prompt_tokens: int
+    params: SamplingParams
+    max_tokens: int
+    """Output tokens at most; prompt + max_tokens fit in a KV slot of the target."""
+    num_logprobs: int | None = None
+    """Alternatives reported per token; None: no log-probabilities at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One round's draft tokens for one sequence."""
+
+    base_length: int
+    """Tokens (prompt + committed) that the proposal continues."""
+    token_ids: tuple[int, ...] = ()
+    exits: tuple[int, ...] = ()
+    """Exit layer that emitted each token."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Raw log-softmax at one position, before any processing."""
+
+    logprob: float
+    """Of the committed token."""
+    top: tuple[tuple[int, float], ...]
+    """(token id, log-probability) of the most probable ones, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one forward pass of the target gave one sequence."""
+
+    base_length: int
+    """Tokens (prompt + committed) before this round."""
+    token_ids: tuple[int, ...] = ()
+    """Committed: the accepted draft tokens and the target's own. Empty while the prompt is being
+    read.
+    """
+    num_accepted: int = 0
+    exits: tuple[int, ...] = ()
+    """Exit layer of each token that was proposed; its length is the proposal's."""
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One per committed token, if asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One forward pass of the target: an outcome per sequence, and what it cost."""
+
+    outcomes: Mapping[str, Outcome]
+    num_tokens: int
+    """Tokens in the pass, all sequences together."""
+    seconds: float

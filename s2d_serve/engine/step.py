@@ -1,0 +1,61 @@
+"""The reference loop: propose, verify, commit, in one process.
+
+The service must produce the same text; evaluation, `s2d generate` and tests use this.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from s2d_serve.engine.drafter import Draft, Drafter
+from s2d_serve.engine.messages import Outcome, Proposal, SequenceStart
+from s2d_serve.engine.target import TargetModel
+
+
+@dataclass(slots=True)
+class ReferenceLoop:
+    """One target, and the shared draft if there is one."""
+
+    target: TargetModel
+    drafter: Drafter | None = None
+    target_name: str = "target"
+    """The draft's pairing to use."""
+    max_draft_tokens: int = 32
+    _rest_rounds: int = field(default=0, init=False)
+
+    def generate(self, starts: Sequence[SequenceStart]) -> Iterator[tuple[str, Outcome]]:
+        """Serve these sequences until all have ended: (sequence id, outcome) as they come."""
+        for start in starts:
+            self.target.open(start)
+            if self.drafter is not None:
+                self.drafter.open(start, self.target_name)
+        live = [start.sequence_id for start in starts]
+        try:
+            while live:
+                outcomes = self.step(live)
+                yield from outcomes.items()
+                live = [i for i in live if outcomes[i].finish_reason is None]
+        finally:
+            for start in starts:
+                self.target.close(start.sequence_id)
+                if self.drafter is not None:
+                    self.drafter.close(start.sequence_id)
+
+    def step(self, sequence_ids: Sequence[str]) -> dict[str, Outcome]:
+        """One round: propose, verify, commit."""
+        draft = self._propose(sequence_ids)
+        nothing = Proposal(base_length=0)
+        result = self.target.step({i: draft.proposals.get(i, nothing) for i in sequence_ids})
+        if self.drafter is not None:
+            self.drafter.learn(self.target_name, result)
+        return dict(result.outcomes)
+
+    def _propose(self, sequence_ids: Sequence[str]) -> Draft:
+        if self.drafter is None:
+            return Draft({})
+        if self._rest_rounds > 0:
+            self._rest_rounds -= 1
+            return Draft({})
+        self.drafter.prefill()
+        draft = self.drafter.propose(self.target_name, sequence_ids, self.max_draft_tokens)
+        self._rest_rounds = draft.rest_rounds
+        return draft

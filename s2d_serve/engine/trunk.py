@@ -1,0 +1,67 @@
+"""A decoder-only checkpoint, opened up: embedding, any run of its layers, head. The modules are
+transformers' own.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from s2d_serve.engine.cache import ATTENTION, RaggedBatch, Row, SlotCache
+
+
+class Trunk:
+    """Runs layers of one checkpoint over packed ragged rows, with a cache of its own."""
+
+    def __init__(
+        self, model: PreTrainedModel, vocab_size: int, num_slots: int, capacity: int
+    ) -> None:
+        """`vocab_size`: the tokenizer's; rows of the head beyond it are never computed."""
+        model.set_attn_implementation(ATTENTION)
+        self.layers: Sequence[nn.Module] = list(model.model.layers)
+        self.vocab_size = vocab_size
+        self.cache = SlotCache(num_slots, capacity)
+        self.hidden_size: int = model.config.hidden_size
+        self._embed = model.model.embed_tokens
+        self._rotary = model.model.rotary_emb
+        self._norm = model.model.norm
+        self._head_weight: Tensor = model.lm_head.weight[:vocab_size]
+        self._groups = model.config.num_attention_heads // model.config.num_key_value_heads
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        return self._head_weight.device
+
+    def batch(self, rows: Sequence[Row]) -> RaggedBatch:
+        """Lay out a forward pass."""
+        return RaggedBatch(rows, self.cache.capacity, self._groups, self._head_weight)
+
+    def embed(self, token_ids: Sequence[int]) -> Tensor:
+        """[N] ids -> [N, hidden]."""
+        ids = torch.tensor(token_ids, dtype=torch.int64, device=self.device)
+        embedded: Tensor = self._embed(ids)
+        return embedded
+
+    def run(self, layers: Sequence[nn.Module], hidden: Tensor, batch: RaggedBatch) -> Tensor:
+        """Hidden states after these layers: [N, hidden] -> [N, hidden]; writes the cache of each
+        layer run.
+        """
+        self.cache.begin(batch)
+        states = hidden[None]
+        position_embeddings = self._rotary(states, batch.position_ids)
+        for layer in layers:
+            states = layer(
+                states,
+                past_key_values=self.cache,
+                position_ids=batch.position_ids,
+                position_embeddings=position_embeddings,
+                batch=batch,
+            )
+        return states[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, hidden] -> [N, V] float32, after the final norm."""
+        return linear(self._norm(hidden), self._head_weight).float()

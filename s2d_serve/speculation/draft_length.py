@@ -1,0 +1,155 @@
+"""How many tokens to draft: the length that maximises expected committed tokens per second, zero
+included.
+
+Everything is estimated while serving: acceptance by position, the cost of a draft step, the cost of
+a target forward as a function of its tokens. Where nothing pays, the draft rests and is tried again
+ever more rarely.
+"""
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+PRIOR_ACCEPTANCE = 0.7
+PRIOR_WEIGHT = 2.0
+DECAY = 0.95
+"""A round's weight after n more rounds is `DECAY`^n: about the last 20 rounds count."""
+SEQUENCE_PRIOR_WEIGHT = 8.0
+"""Rounds that the target's own record is worth beside a sequence's."""
+COST_WEIGHT = 0.2
+"""Weight of a new measurement in a running cost."""
+PROBE_TOKENS = 2
+MIN_REST_ROUNDS = 8
+MAX_REST_ROUNDS = 256
+
+
+@dataclass(slots=True)
+class AcceptanceEstimate:
+    """Running probability that the draft token at each position is accepted, given that those
+    before it were.
+    """
+
+    tried: list[float] = field(default_factory=list)
+    accepted: list[float] = field(default_factory=list)
+
+    def record(self, num_drafted: int, num_accepted: int) -> None:
+        """One round: the positions after the first rejection say nothing."""
+        num_tried = min(num_drafted, num_accepted + 1)
+        for counts in (self.tried, self.accepted):
+            counts.extend([0.0] * (num_tried - len(counts)))
+        for position in range(num_tried):
+            self.tried[position] = self.tried[position] * DECAY + 1.0
+            hit = 1.0 if position < num_accepted else 0.0
+            self.accepted[position] = self.accepted[position] * DECAY + hit
+
+    def probability(self, position: int, prior: float, prior_weight: float) -> float:
+        """Estimate for one position; positions without a record stand on the prior alone."""
+        if position >= len(self.tried):
+            return prior
+        return (self.accepted[position] + prior * prior_weight) / (
+            self.tried[position] + prior_weight
+        )
+
+
+@dataclass(slots=True)
+class CostCurve:
+    """Seconds of a forward pass as a function of its number of tokens: measured points, linear
+    between them.
+    """
+
+    seconds: dict[int, float] = field(default_factory=dict)
+
+    def record(self, num_tokens: int, seconds: float) -> None:
+        """Add a measurement to the running mean at this size."""
+        known = self.seconds.get(num_tokens)
+        self.seconds[num_tokens] = (
+            seconds if known is None else known + COST_WEIGHT * (seconds - known)
+        )
+
+    def __call__(self, num_tokens: int) -> float:
+        """Estimate; outside what was measured, the nearest point (so that larger sizes get tried).
+        """
+        if not self.seconds:
+            return math.nan
+        sizes = sorted(self.seconds)
+        above = bisect.bisect_left(sizes, num_tokens)
+        if above == 0:
+            return self.seconds[sizes[0]]
+        if above == len(sizes):
+            return self.seconds[sizes[-1]]
+        low, high = sizes[above - 1], sizes[above]
+        share = (num_tokens - low) / (high - low)
+        return self.seconds[low] * (1 - share) + self.seconds[high] * share
+
+
+@dataclass(slots=True)
+class DraftLengthPolicy:
+    """Draft lengths for the sequences of one target.
+
+    One instance per target lives with the draft; the outcomes of all its sequences feed it.
+    """
+
+    max_draft_tokens: int
+    adaptive: bool = True
+    acceptance: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
+    draft_step_s: CostCurve = field(default_factory=CostCurve)
+    """Cost of one draft step, by rows."""
+    verify_s: CostCurve = field(default_factory=CostCurve)
+    """Cost of one target forward, by tokens."""
+    rest_rounds: int = MIN_REST_ROUNDS
+    """Rounds to stay away for, should nothing pay now."""
+    promising: bool = False
+    """The last proposal was accepted whole: worth another look, whatever the record says."""
+
+    def choose(self, sequences: Sequence[AcceptanceEstimate], probe: bool = False) -> list[int]:
+        """Draft tokens for each sequence of a round; all zero if the target is faster alone.
+
+        Args:
+            sequences: the record of each sequence in the round.
+            probe: draft a little even where it should not pay, to find out.
+        """
+        if not self.adaptive:
+            return [self.max_draft_tokens] * len(sequences)
+        reach = [self._reach(sequence) for sequence in sequences]
+        best_length, best_rate = 0, 0.0
+        for length in range(self.max_draft_tokens + 1):
+            rate = self._tokens_per_second(reach, length)
+            if math.isnan(rate):
+                return [min(PROBE_TOKENS, self.max_draft_tokens)] * len(sequences)
+            if rate > best_rate:
+                best_length, best_rate = length, rate
+        if best_length > 0:
+            self.rest_rounds = MIN_REST_ROUNDS
+        elif probe or self.promising:
+            if not self.promising:
+                self.rest_rounds = min(2 * self.rest_rounds, MAX_REST_ROUNDS)
+            best_length = min(PROBE_TOKENS, self.max_draft_tokens)
+        return [best_length] * len(sequences)
+
+    def record(self, sequence: AcceptanceEstimate, num_drafted: int, num_accepted: int) -> None:
+        """Learn from one sequence's round."""
+        if num_drafted:
+            self.acceptance.record(num_drafted, num_accepted)
+            sequence.record(num_drafted, num_accepted)
+            self.promising = num_accepted == num_drafted
+
+    def _reach(self, sequence: AcceptanceEstimate) -> list[float]:
+        """Probability that each position is accepted, all before it included."""
+        reach, product = [], 1.0
+        for position in range(self.max_draft_tokens):
+            prior = self.acceptance.probability(position, PRIOR_ACCEPTANCE, PRIOR_WEIGHT)
+            product *= sequence.probability(position, prior, SEQUENCE_PRIOR_WEIGHT)
+            reach.append(product)
+        return reach
+
+    def _tokens_per_second(self, reach: Sequence[Sequence[float]], length: int) -> float:
+        """Expected committed tokens of the round over its expected time; NaN while a cost is
+        unknown.
+        """
+        num_rows = len(reach)
+        expected = sum(1.0 + sum(row[:length]) for row in reach)
+        seconds = self.verify_s(num_rows * (1 + length))
+        if length:
+            seconds += length * self.draft_step_s(num_rows)
+        return expected / seconds

@@ -1,0 +1,28 @@
+"""Which sub-model's token is good enough: confidence against a threshold per exit."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ExitPolicy:
+    """How deep the draft goes for one target.
+
+    Source: S2D, arXiv:2407.01955, section 3.2 (its tau_i -> `thresholds[i]`).
+    """
+
+    thresholds: tuple[float, ...]
+    """One per exit but the deepest; above 1 the exit never emits and its head is not run."""
+
+    @property
+    def deepest(self) -> int:
+        """Index of the last exit that this target may use; it always emits."""
+        return len(self.thresholds)
+
+    def tries(self, exit_index: int) -> bool:
+        """Whether this exit's head is worth running."""
+        return exit_index == self.deepest or self.thresholds[exit_index] <= 1.0
+
+    def emits(self, exit_index: int, confidence: float) -> bool:
+        """Whether a token of this confidence is proposed, rather than handed to the next segment.
+        """
+        return exit_index == self.deepest or confidence >= self.thresholds[exit_index]
