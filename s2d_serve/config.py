@@ -41,6 +41,10 @@ class ModelConfig(Config):
     """Where the weights live, in torch's words."""
     num_threads: int = Field(default=0, ge=0, le=1024)
     """Threads of torch on the CPU; 0 takes every core of the machine."""
+    num_cpus: float = Field(default=0.1, ge=0)
+    """CPUs that Ray sets aside for each executor; the models of one machine share its cores."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs that Ray sets aside for each executor; needed for `device: cuda`."""
 
 
 class SpeculationConfig(Config):

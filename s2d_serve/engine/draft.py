@@ -10,7 +10,7 @@ Source: S2D, arXiv:2407.01955.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class DraftSequence:
     counts: TokenCounts
     filled: list[int]
     parked: list[Tensor]
+    exits: list[int] = field(default_factory=list)
+    """Exit layer of each drafted token."""
 
     @property
     def num_missing(self) -> int:
@@ -151,36 +153,28 @@ class SortedDraft:
     ) -> dict[str, Proposal]:
         """Draft up to so many tokens for each sequence; an end token ends a proposal.
 
+        What was drafted before and has seen no outcome is proposed again.
+
         Args:
             lengths: draft tokens wanted, by sequence; those not ready get an empty proposal.
             step_costs: (rows, seconds) of each draft step is appended.
         """
-        exits: dict[str, list[int]] = {}
-        limits: dict[str, int] = {}
-        for sequence_id, length in lengths.items():
-            if self.is_ready(sequence_id):
-                exits[sequence_id] = []
-                limits[sequence_id] = min(length, self._room(self.sequences[sequence_id]))
-        active = [self.sequences[i] for i, limit in limits.items() if limit > 0]
-        while active:
+        ready = {i: self.sequences[i] for i in lengths if self.is_ready(i)}
+        limits = {
+            id(sequence): min(lengths[i], self._room(sequence)) for i, sequence in ready.items()
+        }
+        while active := [s for s in ready.values() if _goes_on(s, limits[id(s)])]:
             started = time.perf_counter()
             for sequence, exit_index in self._step(active):
-                exits[sequence.start.sequence_id].append(self.exit_layers[exit_index])
+                sequence.exits.append(self.exit_layers[exit_index])
             step_costs.append((len(active), time.perf_counter() - started))
-            active = [
-                sequence
-                for sequence in active
-                if len(exits[sequence.start.sequence_id]) < limits[sequence.start.sequence_id]
-                and sequence.token_ids[-1] not in sequence.start.params.stop_token_ids
-            ]
         return {
-            sequence_id: Proposal(
+            i: Proposal(
                 sequence.num_committed,
-                tuple(sequence.token_ids[sequence.num_committed :]),
-                tuple(exits[sequence_id]),
+                tuple(sequence.token_ids[sequence.num_committed :][: limits[id(sequence)]]),
+                tuple(sequence.exits[: limits[id(sequence)]]),
             )
-            for sequence_id in exits
-            for sequence in (self.sequences[sequence_id],)
+            for i, sequence in ready.items()
         }
 
     def _room(self, sequence: DraftSequence) -> int:
@@ -189,7 +183,7 @@ class SortedDraft:
         num_output = sequence.num_committed - start.num_prompt_tokens
         return min(
             start.max_tokens - num_output - 1,
-            self.trunk.cache.capacity - len(sequence.token_ids),
+            self.trunk.cache.capacity - sequence.num_committed,
         )
 
     def _step(self, active: Sequence[DraftSequence]) -> list[tuple[DraftSequence, int]]:
@@ -282,4 +276,13 @@ class SortedDraft:
             num_same += 1
         sequence.truncate(base_length + num_same)
         sequence.extend(token_ids[num_same:])
+        sequence.exits.clear()
         sequence.num_committed = len(sequence.token_ids)
+
+
+def _goes_on(sequence: DraftSequence, limit: int) -> bool:
+    """Whether to draft another token."""
+    if not sequence.exits:
+        return limit > 0
+    is_end = sequence.token_ids[-1] in sequence.start.params.stop_token_ids
+    return len(sequence.exits) < limit and not is_end

@@ -15,8 +15,17 @@ class Pairing:
 
     exits: ExitPolicy
     lengths: DraftLengthPolicy
-    is_resting: bool = False
-    """The last proposals were empty since nothing paid; the next one is a probe."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRequest:
+    """Who wants proposals in a round."""
+
+    target: str
+    limits: Mapping[str, int]
+    """Draft tokens at most, by sequence: a cap on what the policy chooses."""
+    is_probe: bool = False
+    """Draft a little even where it should not pay: first round after a rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +33,7 @@ class Draft:
     """A round's proposals for the sequences of one target."""
 
     proposals: Mapping[str, Proposal]
-    """By sequence; empty for those whose prompt the draft has not read yet."""
-    unknown: tuple[str, ...] = ()
-    """Sequences that must be opened (again): not held here, or held at another length."""
+    """By sequence; none for those whose prompt the draft has not read yet."""
     rest_rounds: int = 0
     """Rounds for which the target is faster alone; then ask again."""
 
@@ -69,22 +76,30 @@ class Drafter:
                     unknown.append(sequence_id)
         return tuple(unknown)
 
-    def propose(self, target: str, sequence_ids: Sequence[str], max_draft_tokens: int) -> Draft:
-        """Draft for these sequences, at most so many tokens each."""
-        pairing = self.pairings[target]
-        ready = [i for i in sequence_ids if self.draft.is_ready(i)]
-        if not ready:
-            return Draft({})
-        lengths = pairing.lengths.choose([self._records[i] for i in ready], pairing.is_resting)
-        pairing.is_resting = not any(lengths)
-        if pairing.is_resting:
-            return Draft({}, rest_rounds=pairing.lengths.rest_rounds)
+    def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+        """Draft for the sequences of several targets in the same forward passes."""
+        lengths: dict[str, int] = {}
+        rests: list[int] = []
+        for request in requests:
+            policy = self.pairings[request.target].lengths
+            ready = [i for i in request.limits if self.draft.is_ready(i)]
+            chosen = policy.choose([self._records[i] for i in ready], request.is_probe)
+            rests.append(policy.rest_rounds if ready and not any(chosen) else 0)
+            for sequence_id, length in zip(ready, chosen, strict=True):
+                lengths[sequence_id] = min(length, request.limits[sequence_id])
         costs: list[tuple[int, float]] = []
-        capped = [min(length, max_draft_tokens) for length in lengths]
-        proposals = self.draft.propose(dict(zip(ready, capped, strict=True)), costs)
-        for num_rows, seconds in costs:
-            pairing.lengths.draft_step_s.record(num_rows, seconds)
-        return Draft(proposals)
+        proposals = self.draft.propose(lengths, costs)
+        for target in {request.target for request in requests}:
+            for num_rows, seconds in costs:
+                self.pairings[target].lengths.draft_step_s.record(num_rows, seconds)
+        return [
+            Draft({i: proposals[i] for i in request.limits if i in proposals}, rest)
+            for request, rest in zip(requests, rests, strict=True)
+        ]
+
+    def is_open(self, sequence_id: str) -> bool:
+        """Whether the sequence was opened here (even if it found no slot)."""
+        return sequence_id in self._records
 
     def prefill(self) -> bool:
         """Read one chunk of a sequence that lags behind; False if there is nothing to read."""

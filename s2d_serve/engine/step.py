@@ -6,7 +6,7 @@ The service must produce the same text; evaluation, `s2d generate` and tests use
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from s2d_serve.engine.drafter import Draft, Drafter
+from s2d_serve.engine.drafter import Draft, Drafter, DraftRequest
 from s2d_serve.engine.messages import Outcome, Proposal, SequenceStart
 from s2d_serve.engine.target import TargetModel
 
@@ -21,6 +21,7 @@ class ReferenceLoop:
     """The draft's pairing to use."""
     max_draft_tokens: int = 32
     _rest_rounds: int = field(default=0, init=False)
+    _is_probe: bool = field(default=False, init=False)
 
     def generate(self, starts: Sequence[SequenceStart]) -> Iterator[tuple[str, Outcome]]:
         """Serve these sequences until all have ended: (sequence id, outcome) as they come."""
@@ -54,8 +55,12 @@ class ReferenceLoop:
             return Draft({})
         if self._rest_rounds > 0:
             self._rest_rounds -= 1
+            self._is_probe = self._rest_rounds == 0
             return Draft({})
         self.drafter.prefill()
-        draft = self.drafter.propose(self.target_name, sequence_ids, self.max_draft_tokens)
+        limits = dict.fromkeys(sequence_ids, self.max_draft_tokens)
+        request = DraftRequest(self.target_name, limits, self._is_probe)
+        (draft,) = self.drafter.propose([request])
         self._rest_rounds = draft.rest_rounds
+        self._is_probe = self._is_probe and not draft.proposals
         return draft

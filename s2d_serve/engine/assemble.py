@@ -1,0 +1,105 @@
+"""From the deployment file's models to running ones."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from s2d_serve.config import DraftConfig, SpeculationConfig, TargetConfig
+from s2d_serve.engine.cache import ATTENTION
+from s2d_serve.engine.checkpoint import Checkpoint, load_checkpoint, set_threads
+from s2d_serve.engine.draft import SortedDraft
+from s2d_serve.engine.drafter import Drafter, Pairing
+from s2d_serve.engine.target import TargetModel
+from s2d_serve.engine.trunk import Trunk
+from s2d_serve.errors import ConfigError
+from s2d_serve.speculation.draft_length import DraftLengthPolicy
+from s2d_serve.speculation.exits import ExitPolicy
+
+DEFAULT_THRESHOLD = 0.8
+
+
+def load_target(config: TargetConfig) -> tuple[TargetModel, Checkpoint]:
+    """Load a target with its KV slots.
+
+    Raises: what `load_checkpoint` raises.
+    """
+    set_threads(config)
+    checkpoint = load_checkpoint(config, max_context=config.max_context, attention=ATTENTION)
+    trunk = Trunk(
+        checkpoint.model, checkpoint.vocab_size, config.max_sequences, config.max_context
+    )
+    return TargetModel(trunk, config.prefill_chunk), checkpoint
+
+
+def load_drafter(
+    config: DraftConfig, targets: Mapping[str, SpeculationConfig]
+) -> tuple[Drafter, Checkpoint]:
+    """Load the shared draft and pair it with each target.
+
+    Raises:
+        ConfigError: exits or layers that the checkpoint does not have.
+    """
+    set_threads(config)
+    checkpoint = load_checkpoint(config, max_context=config.max_context, attention=ATTENTION)
+    _keep_layers(checkpoint, config)
+    trunk = Trunk(
+        checkpoint.model, checkpoint.vocab_size, config.max_sequences, config.max_context
+    )
+    exit_layers = config.exit_layers or (len(trunk.layers),)
+    if exit_layers[-1] > len(trunk.layers):
+        raise ConfigError(
+            f"draft.exit_layers {list(exit_layers)}: the draft has {len(trunk.layers)} layers"
+        )
+    draft = SortedDraft(trunk, exit_layers, config.prefill_chunk, config.max_parked_tokens)
+    pairings = {
+        name: pair(name, speculation, exit_layers, config.thresholds)
+        for name, speculation in targets.items()
+    }
+    return Drafter(draft, pairings), checkpoint
+
+
+def pair(
+    target: str,
+    speculation: SpeculationConfig,
+    exit_layers: tuple[int, ...],
+    default_thresholds: tuple[float, ...] | None,
+) -> Pairing:
+    """The draft as this target uses it: how deep, how sure, how far ahead.
+
+    Raises:
+        ConfigError: an exit that the draft does not have, or a wrong number of thresholds.
+    """
+    deepest = speculation.deepest_exit or exit_layers[-1]
+    if deepest not in exit_layers:
+        raise ConfigError(
+            f"targets.{target}.speculation.deepest_exit {deepest}: "
+            f"the draft's exits are {list(exit_layers)}"
+        )
+    num_thresholds = exit_layers.index(deepest)
+    thresholds = speculation.thresholds
+    if thresholds is None:
+        thresholds = (default_thresholds or (DEFAULT_THRESHOLD,) * len(exit_layers))[
+            :num_thresholds
+        ]
+    if len(thresholds) != num_thresholds:
+        raise ConfigError(
+            f"targets.{target}.speculation.thresholds needs {num_thresholds} values, one for "
+            f"each exit before layer {deepest}: got {len(thresholds)}"
+        )
+    lengths = DraftLengthPolicy(
+        speculation.max_draft_tokens, adaptive=speculation.draft_length == "adaptive"
+    )
+    return Pairing(ExitPolicy(thresholds), lengths)
+
+
+def _keep_layers(checkpoint: Checkpoint, config: DraftConfig) -> None:
+    """Drop the layers that the draft does not keep."""
+    decoder = checkpoint.model.model
+    if config.layers is None:
+        return
+    if config.layers[-1] >= len(decoder.layers):
+        raise ConfigError(
+            f"draft.layers {list(config.layers)}: {config.source} has layers "
+            f"0 to {len(decoder.layers) - 1}"
+        )
+    decoder.layers = nn.ModuleList(decoder.layers[i] for i in config.layers)

@@ -1,0 +1,351 @@
+"""The actors that hold the models. Rounds reach them directly, by object references, past Serve."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from s2d_serve.config import DraftConfig, SpeculationConfig, TargetConfig
+from s2d_serve.engine.assemble import load_drafter, load_target
+from s2d_serve.engine.drafter import Draft, Drafter
+from s2d_serve.engine.messages import Outcome, Proposal, SequenceStart, StepResult
+from s2d_serve.engine.target import TargetModel
+from s2d_serve.serving.batcher import Batcher
+from s2d_serve.serving.messages import (
+    DraftCall,
+    DraftReply,
+    DraftState,
+    ExecutorStatus,
+    ModelInfo,
+    SequenceRef,
+    VerifyCall,
+    VerifyReply,
+)
+from s2d_serve.speculation.sampling import SamplingParams
+
+NOTHING = Proposal(base_length=0)
+MAX_REMEMBERED = 4096
+"""Ended sequences, and lanes' last replies, that an executor remembers."""
+SELF_TEST_AGE_S = 5.0
+"""A model that gave no token for so long decodes one when it is asked how it is."""
+
+
+class Remembered(OrderedDict[str, Any]):
+    """The latest `MAX_REMEMBERED` entries."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        if len(self) > MAX_REMEMBERED:
+            self.popitem(last=False)
+
+
+@dataclass(slots=True, eq=False)
+class VerifyTurn:
+    """A verify call in the passes."""
+
+    call: VerifyCall
+    proposals: Mapping[str, Proposal]
+    results: list[StepResult] = field(default_factory=list)
+    unknown: tuple[SequenceRef, ...] = ()
+    is_joined: bool = False
+
+
+class TargetExecutor:
+    """Verifies and decodes for all lanes that lead to this replica."""
+
+    def __init__(self, name: str, config: TargetConfig) -> None:
+        self._name = name
+        self._config = config
+        self._model: TargetModel
+        self._info: ModelInfo
+        self._waiting: dict[str, SequenceStart] = {}
+        self._left = Remembered()
+        self._replies = Remembered()
+        self._late_drafts = Remembered()
+        self._lane_ends: dict[str, asyncio.Future[None]] = {}
+        self._last_decode = 0.0
+        self._batcher: Batcher[VerifyTurn, VerifyReply] = Batcher(self._run_pass)
+
+    async def load(self) -> ModelInfo:
+        """Load the weights; the first call to make.
+
+        Raises: S2DError of any kind.
+        """
+        await self._batcher.run(self._load)
+        return self._info
+
+    async def verify(self, call: VerifyCall, refs: Sequence[Any]) -> VerifyReply:
+        """One round for one lane: one pass where something is proposed, else up to `num_steps`.
+
+        Args:
+            refs: a reference to the lane's `DraftReply`, or nothing.
+        """
+        previous = self._lane_ends.get(call.lane_id)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lane_ends[call.lane_id] = ended
+        try:
+            if previous is not None:
+                await previous
+            repeated = self._replies.get(call.lane_id)
+            if repeated is not None and repeated[0] == call.round:
+                return repeated[1]  # type: ignore[no-any-return]  # a pair of (round, VerifyReply)
+            reply = await self._verify(call, refs)
+            self._replies[call.lane_id] = (call.round, reply)
+            return reply
+        finally:
+            ended.set_result(None)
+            if self._lane_ends.get(call.lane_id) is ended:
+                del self._lane_ends[call.lane_id]
+
+    async def leave(self, sequence_id: str) -> None:
+        """End a sequence for good, whatever calls about it are still under way."""
+        await self._batcher.run(lambda: self._forget(sequence_id))
+
+    async def status(self) -> ExecutorStatus:
+        """Life signs; an idle model first decodes a token to show that it can.
+
+        Raises: what the forward pass raises.
+        """
+        if time.monotonic() - self._last_decode > SELF_TEST_AGE_S:
+            await self._self_test()
+        return ExecutorStatus(
+            self._info,
+            len(self._model.sequences),
+            self._config.max_sequences,
+            time.monotonic() - self._last_decode,
+        )
+
+    async def wait_closed(self) -> None:
+        """Never returns: a caller learns of this process's end by the error."""
+        await asyncio.Event().wait()
+
+    def _load(self) -> None:
+        self._model, checkpoint = load_target(self._config)
+        self._info = ModelInfo(
+            self._name,
+            checkpoint.digest,
+            self._config.dtype,
+            self._config.max_context,
+            tuple(sorted(checkpoint.eos_token_ids)),
+        )
+
+    async def _verify(self, call: VerifyCall, refs: Sequence[Any]) -> VerifyReply:
+        if self._late_drafts.get(call.lane_id) == call.draft_attempt:
+            refs = ()
+        reply, state = await _proposals(refs, call.patience_s)
+        if state == "late":
+            self._late_drafts[call.lane_id] = call.draft_attempt
+        turn = VerifyTurn(call, reply.draft.proposals)
+        verified = await self._batcher.submit(turn)
+        return VerifyReply(
+            verified.results,
+            verified.unknown,
+            state,
+            reply.unknown,
+            reply.draft.rest_rounds,
+            reply.seconds,
+        )
+
+    def _run_pass(self, turns: Sequence[VerifyTurn]) -> list[tuple[VerifyTurn, VerifyReply]]:
+        """One forward pass over the sequences of all turns."""
+        self._open_joins(turns)
+        proposals: dict[str, Proposal] = {}
+        for turn in turns:
+            for ref in turn.call.sequences:
+                if self._holds(ref):
+                    proposals[ref.sequence_id] = turn.proposals.get(ref.sequence_id, NOTHING)
+        result = self._model.step(proposals)
+        if any(outcome.token_ids for outcome in result.outcomes.values()):
+            self._last_decode = time.monotonic()
+        for sequence_id, outcome in result.outcomes.items():
+            if outcome.finish_reason is not None:
+                self._model.close(sequence_id)
+        done = []
+        for turn in turns:
+            own = {
+                ref.sequence_id: result.outcomes[ref.sequence_id]
+                for ref in turn.call.sequences
+                if ref.sequence_id in result.outcomes
+            }
+            turn.results.append(StepResult(own, result.num_tokens, result.seconds))
+            if _is_over(turn, own):
+                done.append((turn, VerifyReply(tuple(turn.results), turn.unknown)))
+        return done
+
+    def _open_joins(self, turns: Sequence[VerifyTurn]) -> None:
+        for turn in turns:
+            if not turn.is_joined:
+                self._waiting.update((s.sequence_id, s) for s in turn.call.joins)
+        for start in list(self._waiting.values()):
+            held = self._model.sequences.get(start.sequence_id)
+            is_stale = held is not None and held.start.epoch >= start.epoch
+            if is_stale or start.sequence_id in self._left:
+                del self._waiting[start.sequence_id]
+            elif held is not None or self._model.num_free_slots > 0:
+                self._model.open(start)
+                del self._waiting[start.sequence_id]
+        for turn in turns:
+            if not turn.is_joined:
+                turn.is_joined = True
+                turn.unknown = tuple(
+                    ref
+                    for ref in turn.call.sequences
+                    if not self._holds(ref) and ref.sequence_id not in self._waiting
+                )
+
+    def _holds(self, ref: SequenceRef) -> bool:
+        sequence = self._model.sequences.get(ref.sequence_id)
+        return sequence is not None and sequence.start.epoch == ref.epoch
+
+    def _forget(self, sequence_id: str) -> None:
+        self._left[sequence_id] = None
+        self._waiting.pop(sequence_id, None)
+        self._model.close(sequence_id)
+
+    async def _self_test(self) -> None:
+        """Decode one token of a sequence of our own, if a slot is free."""
+        name = f"self-test-{time.monotonic_ns()}"
+        start = SequenceStart(name, 0, (0,), 1, SamplingParams(temperature=0.0), max_tokens=1)
+        refs = (SequenceRef(name, 0),)
+        await self._batcher.submit(VerifyTurn(VerifyCall(name, 0, (start,), refs, 1, 0.0, 0), {}))
+        await self.leave(name)
+
+
+def _is_over(turn: VerifyTurn, own: Mapping[str, Outcome]) -> bool:
+    """Whether a turn has had its passes."""
+    was_proposed = any(outcome.exits for outcome in own.values())
+    is_live = any(outcome.finish_reason is None for outcome in own.values())
+    return was_proposed or not is_live or len(turn.results) >= turn.call.num_steps
+
+
+async def _proposals(refs: Sequence[Any], patience_s: float) -> tuple[DraftReply, DraftState]:
+    """The draft's reply, or an empty one if it is late or dead."""
+    nothing = DraftReply(Draft({}), (), 0.0)
+    if not refs:
+        return nothing, "none"
+    try:
+        reply = await asyncio.wait_for(_value(refs[0]), patience_s)
+    except TimeoutError:
+        return nothing, "late"
+    except Exception:  # a dead draft, however Ray words it, costs no more than its proposal
+        return nothing, "dead"
+    return (reply, "ok") if isinstance(reply, DraftReply) else (nothing, "dead")
+
+
+async def _value(ref: Any) -> Any:
+    return await ref
+
+
+@dataclass(slots=True, eq=False)
+class DraftTurn:
+    """A propose call in the passes."""
+
+    call: DraftCall
+    results: tuple[StepResult, ...]
+
+
+class DraftExecutor:
+    """Drafts for all lanes of all targets, in the same forward passes."""
+
+    def __init__(self, config: DraftConfig, targets: Mapping[str, SpeculationConfig]) -> None:
+        self._config = config
+        self._targets = targets
+        self._drafter: Drafter
+        self._info: ModelInfo
+        self._left = Remembered()
+        self._last_decode = 0.0
+        self._batcher: Batcher[DraftTurn, DraftReply] = Batcher(
+            self._run_pass, lambda: self._drafter.prefill()
+        )
+
+    async def load(self) -> ModelInfo:
+        """Load the weights; the first call to make.
+
+        Raises: S2DError of any kind.
+        """
+        await self._batcher.run(self._load)
+        return self._info
+
+    async def propose(self, call: DraftCall, refs: Sequence[Any]) -> DraftReply:
+        """Proposals for one lane's next round.
+
+        Args:
+            refs: a reference to the lane's last `VerifyReply`, or nothing.
+        """
+        results: tuple[StepResult, ...] = ()
+        for ref in refs:
+            results = (await _value(ref)).results
+        return await self._batcher.submit(DraftTurn(call, results))
+
+    async def leave(self, sequence_id: str) -> None:
+        """End a sequence for good, whatever calls about it are still under way."""
+        await self._batcher.run(lambda: self._forget(sequence_id))
+
+    async def status(self) -> ExecutorStatus:
+        """Life signs; an idle draft first reads and drafts a token to show that it can.
+
+        Raises: what the forward pass raises.
+        """
+        if time.monotonic() - self._last_decode > SELF_TEST_AGE_S:
+            await self._batcher.run(self._self_test)
+        draft = self._drafter.draft
+        return ExecutorStatus(
+            self._info,
+            len(draft.sequences),
+            self._config.max_sequences,
+            time.monotonic() - self._last_decode,
+        )
+
+    async def wait_closed(self) -> None:
+        """Never returns: a caller learns of this process's end by the error."""
+        await asyncio.Event().wait()
+
+    def _load(self) -> None:
+        self._drafter, checkpoint = load_drafter(self._config, self._targets)
+        self._info = ModelInfo(
+            "draft",
+            checkpoint.digest,
+            self._config.dtype,
+            self._config.max_context,
+            tuple(sorted(checkpoint.eos_token_ids)),
+            self._drafter.draft.exit_layers,
+        )
+
+    def _run_pass(self, turns: Sequence[DraftTurn]) -> list[tuple[DraftTurn, DraftReply]]:
+        """Learn from the last round, then draft for the next: all lanes together."""
+        started = time.perf_counter()
+        unknown: list[set[str]] = []
+        for turn in turns:
+            target = turn.call.request.target
+            for start in turn.call.joins:
+                if start.sequence_id not in self._left:
+                    self._drafter.open(start, target)
+            missing = {i for i in turn.call.request.limits if not self._drafter.is_open(i)}
+            for result in turn.results:
+                missing.update(self._drafter.learn(target, result))
+            unknown.append(missing)
+        drafts = self._drafter.propose([turn.call.request for turn in turns])
+        if any(draft.proposals for draft in drafts):
+            self._last_decode = time.monotonic()
+        seconds = time.perf_counter() - started
+        return [
+            (turn, DraftReply(draft, tuple(missing), seconds))
+            for turn, draft, missing in zip(turns, drafts, unknown, strict=True)
+        ]
+
+    def _forget(self, sequence_id: str) -> None:
+        self._left[sequence_id] = None
+        self._drafter.close(sequence_id)
+
+    def _self_test(self) -> None:
+        """Draft one token of a sequence of our own, if a slot is free."""
+        draft = self._drafter.draft
+        start = SequenceStart("self-test", 0, (0,), 1, SamplingParams(temperature=0.0), 2)
+        pairing = next(iter(self._drafter.pairings.values()))
+        if draft.open(start, pairing.exits):
+            draft.propose({"self-test": 1}, [])
+            draft.close("self-test")
+            self._last_decode = time.monotonic()

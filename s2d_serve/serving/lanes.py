@@ -1,0 +1,307 @@
+"""A lane: the rounds of one router over one (draft executor, target executor) pair.
+
+    proposals = draft.propose.remote(call, [last outcomes])     # object references only:
+    outcomes = target.verify.remote(call, [proposals])          # no proposal passes through here
+
+While the draft works, the next round is submitted before the last one is read, so that this process
+is off the critical path. While it rests, or is lost, the target decodes several tokens per call.
+"""
+
+import asyncio
+import contextvars
+import itertools
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from s2d_serve.config import RouterConfig
+from s2d_serve.engine.drafter import DraftRequest
+from s2d_serve.engine.messages import Outcome, SequenceStart
+from s2d_serve.serving.messages import DraftCall, SequenceRef, VerifyCall, VerifyReply
+from s2d_serve.speculation.sampling import SamplingParams
+
+MAX_RETRY_S = 60.0
+
+
+class ReplicaLostError(Exception):
+    """The replica that served a sequence is gone; another one can go on."""
+
+
+@dataclass(slots=True, eq=False)
+class LiveSequence:
+    """A sequence as its router sees it: all that recovery needs, and where its outcomes go."""
+
+    sequence_id: str
+    token_ids: list[int]
+    """Prompt and committed output."""
+    num_prompt_tokens: int
+    params: SamplingParams
+    max_tokens: int
+    num_logprobs: int | None
+    max_draft_tokens: int
+    """0: never drafted for."""
+    outcomes: asyncio.Queue[Outcome | Exception] = field(default_factory=asyncio.Queue)
+    epoch: int = 0
+    is_joined: bool = False
+    """A call was submitted that opens this epoch at the target."""
+    is_drafted: bool = False
+    """The draft was told of the sequence and of all that came since."""
+
+    def start(self) -> SequenceStart:
+        """How to open it as it stands."""
+        return SequenceStart(
+            self.sequence_id,
+            self.epoch,
+            tuple(self.token_ids),
+            self.num_prompt_tokens,
+            self.params,
+            self.max_tokens,
+            self.num_logprobs,
+        )
+
+    def reopen(self) -> None:
+        """Have it opened again, by whoever runs its next round."""
+        self.epoch += 1
+        self.is_joined = False
+        self.is_drafted = False
+
+
+@dataclass(frozen=True, slots=True)
+class LaneEnds:
+    """The two executors of a lane, and how rounds between them are run."""
+
+    target_name: str
+    target: Any
+    """Actor handle of a TargetExecutor."""
+    draft: Any | None
+    """Actor handle of a DraftExecutor; None: the target decodes alone."""
+    decode_steps: int
+    config: RouterConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A round under way."""
+
+    reply: Any
+    """Reference to its VerifyReply."""
+    sequence_ids: frozenset[str]
+
+
+class Lane:
+    """Runs rounds for the sequences it is given, for as long as it has any."""
+
+    def __init__(self, lane_id: str, ends: LaneEnds) -> None:
+        self.lane_id = lane_id
+        self.is_broken = False
+        """An executor is dead: nothing new should be added."""
+        self._ends = ends
+        self._sequences: dict[str, LiveSequence] = {}
+        self._draining: dict[str, asyncio.Future[None]] = {}
+        self._pending: deque[Round] = deque()
+        self._changed = asyncio.Event()
+        self._round_numbers = itertools.count(1)
+        self._unlearned: Any | None = None
+        self._rest_rounds = 0
+        self._is_probe = False
+        self._draft_is_lost = False
+        self._draft_attempt = 0
+        self._task = spawn(self._run())
+
+    def add(self, sequence: LiveSequence) -> None:
+        """Serve this sequence from the next round on."""
+        sequence.is_drafted = False
+        self._sequences[sequence.sequence_id] = sequence
+        self._changed.set()
+
+    def remove(self, sequence: LiveSequence) -> None:
+        """Serve it no more; what a round under way still brings is dropped."""
+        self._sequences.pop(sequence.sequence_id, None)
+
+    async def drain(self, sequence: LiveSequence) -> None:
+        """Serve it no more once the rounds under way are read, so that another lane can go on."""
+        if sequence.sequence_id in self._sequences:
+            drained = asyncio.get_running_loop().create_future()
+            self._draining[sequence.sequence_id] = drained
+            self._finish_draining()
+            await drained
+
+    @property
+    def is_empty(self) -> bool:
+        """No sequence is served here."""
+        return not self._sequences
+
+    @property
+    def is_drafting(self) -> bool:
+        """Whether the next round asks the draft."""
+        return (
+            self._ends.draft is not None
+            and not self._draft_is_lost
+            and self._rest_rounds <= 0
+            and any(sequence.max_draft_tokens for sequence in self._sequences.values())
+        )
+
+    def close(self) -> None:
+        """Stop running rounds."""
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            while self._served() and len(self._pending) < (2 if self.is_drafting else 1):
+                self._pending.append(self._submit(self._served()))
+            if not self._pending:
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            pending = self._pending[0]
+            try:
+                reply: VerifyReply = await pending.reply
+            except Exception as error:  # the target is lost, however Ray words it
+                self._fail(error)
+                return
+            self._pending.popleft()
+            self._deliver(reply)
+            self._finish_draining()
+
+    def _served(self) -> list[LiveSequence]:
+        return [s for i, s in self._sequences.items() if i not in self._draining]
+
+    def _submit(self, sequences: list[LiveSequence]) -> Round:
+        """Send off a round; object references tie it to the one before."""
+        proposals = []
+        if self.is_drafting:
+            proposals.append(self._ask_draft(sequences))
+        else:
+            self._unlearned = None
+            for sequence in sequences:
+                sequence.is_drafted = False
+        call = VerifyCall(
+            self.lane_id,
+            next(self._round_numbers),
+            tuple(sequence.start() for sequence in sequences if not sequence.is_joined),
+            tuple(SequenceRef(sequence.sequence_id, sequence.epoch) for sequence in sequences),
+            num_steps=1 if proposals else self._ends.decode_steps,
+            patience_s=self._ends.config.draft_patience_s,
+            draft_attempt=self._draft_attempt,
+        )
+        for sequence in sequences:
+            sequence.is_joined = True
+        reply = self._ends.target.verify.remote(call, proposals)
+        if proposals:
+            self._unlearned = reply
+        return Round(reply, frozenset(sequence.sequence_id for sequence in sequences))
+
+    def _ask_draft(self, sequences: list[LiveSequence]) -> Any:
+        """Reference to the round's DraftReply; the draft learns of the last round by itself."""
+        assert self._ends.draft is not None
+        wanted = [sequence for sequence in sequences if sequence.max_draft_tokens]
+        call = DraftCall(
+            tuple(sequence.start() for sequence in wanted if not sequence.is_drafted),
+            DraftRequest(
+                self._ends.target_name,
+                {sequence.sequence_id: sequence.max_draft_tokens for sequence in wanted},
+                self._is_probe,
+            ),
+        )
+        for sequence in wanted:
+            sequence.is_drafted = True
+        last_round = [] if self._unlearned is None else [self._unlearned]
+        return self._ends.draft.propose.remote(call, last_round)
+
+    def _deliver(self, reply: VerifyReply) -> None:
+        """Hand a round's outcomes to their sequences, and heed what it says of the draft."""
+        for result in reply.results:
+            for sequence_id, outcome in result.outcomes.items():
+                sequence = self._sequences.get(sequence_id)
+                if sequence is not None and outcome.token_ids:
+                    self._take(sequence, outcome)
+        for ref in reply.unknown:
+            sequence = self._sequences.get(ref.sequence_id)
+            if sequence is not None and sequence.epoch == ref.epoch:
+                sequence.reopen()
+        for sequence_id in reply.draft_unknown:
+            if sequence_id in self._sequences:
+                self._sequences[sequence_id].is_drafted = False
+        if reply.draft_state in ("late", "dead"):
+            self._lose_draft(is_dead=reply.draft_state == "dead")
+        elif reply.draft_state == "none":
+            self._rest_rounds -= len(reply.results)
+            self._is_probe = True
+        elif reply.rest_rounds:
+            self._rest_rounds = reply.rest_rounds
+        elif any(o.exits for result in reply.results for o in result.outcomes.values()):
+            self._is_probe = False
+
+    def _take(self, sequence: LiveSequence, outcome: Outcome) -> None:
+        if outcome.base_length != len(sequence.token_ids):
+            sequence.reopen()
+            return
+        sequence.token_ids += outcome.token_ids
+        sequence.outcomes.put_nowait(outcome)
+        if outcome.finish_reason is not None:
+            self.remove(sequence)
+
+    def _lose_draft(self, is_dead: bool) -> None:
+        """Go on without the draft; one that is only late gets another chance."""
+        if self._draft_is_lost:
+            return
+        self._draft_is_lost = True
+        if is_dead:
+            self.is_broken = True
+        else:
+            spawn(self._await_draft())
+
+    async def _await_draft(self) -> None:
+        """Until the draft answers again, or is dead."""
+        assert self._ends.draft is not None
+        pause_s = self._ends.config.draft_retry_s
+        while True:
+            await asyncio.sleep(pause_s)
+            answer = asyncio.ensure_future(value_of(self._ends.draft.status.remote()))
+            done, _ = await asyncio.wait([answer], timeout=MAX_RETRY_S)
+            if done and answer.exception() is None:
+                self._draft_is_lost = False
+                self._draft_attempt += 1
+                return
+            if done:
+                self.is_broken = True
+                return
+            pause_s = min(2 * pause_s, MAX_RETRY_S)
+
+    def _fail(self, error: Exception) -> None:
+        """The target is lost: its sequences look for another one."""
+        self.is_broken = True
+        for sequence in self._sequences.values():
+            sequence.outcomes.put_nowait(ReplicaLostError(f"a round failed: {error}"))
+        self._sequences.clear()
+        self._pending.clear()
+        self._finish_draining()
+
+    def _finish_draining(self) -> None:
+        """Let go of the sequences that wait to leave and that no round under way holds."""
+        for sequence_id, drained in list(self._draining.items()):
+            if not any(sequence_id in pending.sequence_ids for pending in self._pending):
+                del self._draining[sequence_id]
+                self._sequences.pop(sequence_id, None)
+                if not drained.done():
+                    drained.set_result(None)
+
+
+async def value_of(ref: Any) -> Any:
+    """Await an object reference as a coroutine, which asyncio's tools ask for."""
+    return await ref
+
+
+def spawn(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task that outlives the request it is started from.
+
+    Serve cancels what runs in a request's context when that request ends: so a context of its own.
+    """
+    task = asyncio.get_running_loop().create_task(coroutine, context=contextvars.Context())
+    _spawned.add(task)
+    task.add_done_callback(_spawned.discard)
+    return task
+
+
+_spawned: set[asyncio.Task[None]] = set()

@@ -1,0 +1,289 @@
+"""The router: finds a sequence its place on a target and on the draft, and follows it to its end.
+
+It holds prompt and committed tokens, so a lost executor costs time only: the sequence is opened
+again elsewhere. Plain asyncio; serving/http.py puts HTTP before it.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
+
+from s2d_serve.config import AppConfig
+from s2d_serve.engine.messages import Outcome
+from s2d_serve.errors import DeadlineError, OverloadedError, UnavailableError
+from s2d_serve.serving.directory import Directory
+from s2d_serve.serving.lanes import Lane, LaneEnds, LiveSequence, ReplicaLostError
+from s2d_serve.serving.messages import Lease
+from s2d_serve.speculation.sampling import SamplingParams
+
+MAX_OPENINGS = 5
+"""Targets that one sequence may lose before it is given up."""
+STATE_CHECK_S = 2.0
+"""A place that takes longer to come may be that of a target that is down."""
+DRAFT_WAIT_S = 0.5
+"""A new sequence waits so long for the draft's lease before it starts without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One sequence to generate: what the client wants, in tokens."""
+
+    target: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    """`stop_token_ids` holds the request's; the router adds the target's own end tokens."""
+    max_tokens: int
+    ignore_eos: bool = False
+    num_logprobs: int | None = None
+    use_draft: bool = True
+    max_draft_tokens: int | None = None
+    """None: the target's own cap."""
+
+
+class Lanes:
+    """The lanes of this router, one per pair of executors in use."""
+
+    def __init__(self, config: AppConfig) -> None:
+        self._config = config
+        self._router_id = uuid.uuid4().hex[:8]
+        self._lanes: dict[tuple[str, str | None], Lane] = {}
+
+    def between(self, target: Lease, draft: Lease | None) -> Lane:
+        """The lane over these two executors."""
+        draft_id = None if draft is None else draft.executor._actor_id.hex()
+        key = (target.executor._actor_id.hex(), draft_id)
+        self._drop_broken()
+        if key not in self._lanes:
+            name = target.info.name
+            ends = LaneEnds(
+                name,
+                target.executor,
+                None if draft is None else draft.executor,
+                self._config.targets[name].decode_steps,
+                self._config.router,
+            )
+            self._lanes[key] = Lane(f"{self._router_id}-{uuid.uuid4().hex[:8]}", ends)
+        return self._lanes[key]
+
+    def _drop_broken(self) -> None:
+        for key, lane in list(self._lanes.items()):
+            if lane.is_broken and lane.is_empty:
+                lane.close()
+                del self._lanes[key]
+
+
+class Router:
+    """Serves generations on the targets it has handles of."""
+
+    def __init__(
+        self,
+        config: AppConfig,
+        targets: Mapping[str, Any],
+        draft: Any | None,
+        directory: Directory,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`targets`, `draft`: Serve handles of the deployments."""
+        self._config = config
+        self._targets = targets
+        self._draft = draft
+        self._directory = directory
+        self._lanes = Lanes(config)
+        self._clock = clock
+
+    async def run(self, generation: Generation) -> AsyncGenerator[Outcome, None]:
+        """The outcomes of one sequence, in order, each token once.
+
+        Raises:
+            OverloadedError: the target's queue is full.
+            UnavailableError: no replica of the target is to be had.
+            DeadlineError: a time limit ran out.
+        """
+        sequence = self._sequence(generation)
+        delivered = list(generation.prompt_token_ids)
+        deadline = self._clock() + self._config.limits.ttft_s
+        for opening in range(MAX_OPENINGS):
+            try:
+                async with (
+                    self._lease(generation.target, sequence, deadline, opening > 0) as target,
+                    self._placed(sequence, target, generation),
+                ):
+                    while True:
+                        outcome = await self._next(sequence, deadline)
+                        deadline = self._clock() + self._config.limits.idle_s
+                        delivered += outcome.token_ids
+                        yield outcome
+                        if outcome.finish_reason is not None:
+                            return
+            except ReplicaLostError:
+                sequence = self._sequence(generation)
+                sequence.token_ids[:] = delivered
+        raise UnavailableError(
+            f"target {generation.target!r} lost {MAX_OPENINGS} replicas in a row; try again later"
+        )
+
+    def _sequence(self, generation: Generation) -> LiveSequence:
+        own = self._config.targets[generation.target].speculation
+        max_draft_tokens = 0
+        if generation.use_draft and own.enabled and self._draft is not None:
+            max_draft_tokens = min(
+                own.max_draft_tokens, generation.max_draft_tokens or own.max_draft_tokens
+            )
+        return LiveSequence(
+            uuid.uuid4().hex,
+            list(generation.prompt_token_ids),
+            len(generation.prompt_token_ids),
+            generation.params,
+            generation.max_tokens,
+            generation.num_logprobs,
+            max_draft_tokens,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _placed(
+        self, sequence: LiveSequence, target: Lease, generation: Generation
+    ) -> AsyncIterator[None]:
+        """The sequence in a lane, with its draft looked after."""
+        if not generation.ignore_eos:
+            ends = {*generation.params.stop_token_ids, *target.info.eos_token_ids}
+            sequence.params = replace(generation.params, stop_token_ids=tuple(sorted(ends)))
+        place = Place(sequence, target, self._lanes)
+        keeper: asyncio.Task[None] | None = None
+        if sequence.max_draft_tokens:
+            found = asyncio.Event()
+            keeper = asyncio.create_task(self._keep_draft(place, found))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(found.wait(), DRAFT_WAIT_S)
+        place.settle()
+        try:
+            yield
+        finally:
+            if keeper is not None:
+                keeper.cancel()
+            place.leave()
+
+    async def _keep_draft(self, place: "Place", found: asyncio.Event) -> None:
+        """Lease the draft for as long as the sequence lives; lease another when it is lost."""
+        assert self._draft is not None
+        pause_s = self._config.router.draft_retry_s
+        while True:
+            stream = _open_lease(self._draft, place.sequence.sequence_id)
+            try:
+                lease = await stream.__anext__()
+                await place.move(lease)
+                found.set()
+                await stream.__anext__()  # until the replica is lost
+            except (RayError, RayServeException, StopAsyncIteration):
+                await place.move(None)
+            finally:
+                stream.cancel()
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 60.0)
+
+    @contextlib.asynccontextmanager
+    async def _lease(
+        self, target: str, sequence: LiveSequence, deadline: float, is_recovery: bool
+    ) -> AsyncIterator[Lease]:
+        """A place at a target's replica, for as long as the block runs."""
+        stream = _open_lease(self._targets[target], sequence.sequence_id)
+        waiting = asyncio.ensure_future(stream.__anext__())
+        try:
+            while not waiting.done():
+                left_s = deadline - self._clock()
+                if left_s <= 0:
+                    raise DeadlineError(f"no free place at target {target!r} in time; try later")
+                await asyncio.wait([waiting], timeout=min(left_s, STATE_CHECK_S))
+                if not waiting.done() and not is_recovery:
+                    await self._refuse_if_down(target)
+            lease = _granted(waiting, target)
+            watch = asyncio.ensure_future(_report_loss(stream, sequence))
+            try:
+                yield lease
+            finally:
+                watch.cancel()
+        finally:
+            waiting.cancel()
+            stream.cancel()
+
+    async def _refuse_if_down(self, target: str) -> None:
+        state = (await self._directory.look())[target].state
+        if state in ("loading", "unavailable"):
+            raise UnavailableError(f"target {target!r} is {state}; try again in a few seconds")
+
+    async def _next(self, sequence: LiveSequence, deadline: float) -> Outcome:
+        try:
+            outcome = await asyncio.wait_for(
+                sequence.outcomes.get(), max(deadline - self._clock(), 0)
+            )
+        except TimeoutError:
+            raise DeadlineError("the target gave no token in time; try later") from None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+class Place:
+    """Which lane a sequence is in; it moves when a draft comes or goes."""
+
+    def __init__(self, sequence: LiveSequence, target: Lease, lanes: Lanes) -> None:
+        self.sequence = sequence
+        self._target = target
+        self._lanes = lanes
+        self._draft: Lease | None = None
+        self._lane: Lane | None = None
+
+    def settle(self) -> None:
+        """Enter a lane for the first time, with the draft if one was found by now."""
+        self._lane = self._lanes.between(self._target, self._draft)
+        self._lane.add(self.sequence)
+
+    async def move(self, draft: Lease | None) -> None:
+        """Go on with this draft, or with none."""
+        self._draft = draft
+        if self._lane is None:
+            return
+        lane = self._lanes.between(self._target, draft)
+        if lane is not self._lane:
+            await self._lane.drain(self.sequence)
+            self._lane = lane
+            lane.add(self.sequence)
+
+    def leave(self) -> None:
+        """Take no part in rounds any more."""
+        if self._lane is not None:
+            self._lane.remove(self.sequence)
+
+
+def _open_lease(handle: Any, sequence_id: str) -> Any:
+    return handle.options(stream=True).lease.remote(sequence_id)
+
+
+async def _report_loss(stream: Any, sequence: LiveSequence) -> None:
+    """Wait for the lease to break: the replica is lost, even if no round says so."""
+    try:
+        await stream.__anext__()
+        error = ReplicaLostError("the target's replica ended the lease")
+    except (RayError, RayServeException, StopAsyncIteration) as lost:
+        error = ReplicaLostError(f"the target's replica is lost: {lost}")
+    sequence.outcomes.put_nowait(error)
+
+
+def _granted(waiting: "asyncio.Future[Lease]", target: str) -> Lease:
+    """The lease that was waited for, or why there is none."""
+    try:
+        return waiting.result()
+    except BackPressureError:
+        raise OverloadedError(
+            f"the queue of target {target!r} is full; try again in a moment"
+        ) from None
+    except (RayServeException, StopAsyncIteration) as error:
+        raise UnavailableError(f"target {target!r} has no live replica: {error}") from None
+    except RayError as error:
+        raise ReplicaLostError(f"the target's replica is lost: {error}") from None
