@@ -1,6 +1,5 @@
 """Log-probabilities in OpenAI's shapes: columns for completions, an object per token for chats."""
 
-from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,16 +36,14 @@ class ReportedToken:
     chosen: Candidate
     top: tuple[Candidate, ...] = ()
     """As many as were asked for, the likeliest first."""
+    text_offset: int = 0
+    """Characters of the choice's text before it; all parts of one character have the same."""
 
 
-def completion_logprobs(tokens: Sequence[ReportedToken], text_offset: int) -> Json:
+def completion_logprobs(tokens: Sequence[ReportedToken]) -> Json:
     """The `logprobs` of a completion's choice.
 
     The chosen token is always among a position's alternatives, as OpenAI has it.
-
-    Args:
-        tokens: the positions to report.
-        text_offset: characters of the choice's text before the first of them.
     """
     return {
         "tokens": [token.chosen.text for token in tokens],
@@ -55,7 +52,7 @@ def completion_logprobs(tokens: Sequence[ReportedToken], text_offset: int) -> Js
             {candidate.text: _number(candidate) for candidate in (*token.top, token.chosen)}
             for token in tokens
         ],
-        "text_offset": _offsets(tokens, text_offset),
+        "text_offset": [token.text_offset for token in tokens],
     }
 
 
@@ -80,13 +77,3 @@ def _entry(candidate: Candidate) -> Json:
 
 def _number(candidate: Candidate) -> float:
     return max(candidate.logprob, LOWEST_LOGPROB)
-
-
-def _offsets(tokens: Sequence[ReportedToken], offset: int) -> list[int]:
-    """Where each token begins in the text; all parts of one character begin where it does."""
-    decoder = getincrementaldecoder("utf-8")(errors="replace")
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(decoder.decode(token.chosen.raw))
-    return offsets

@@ -43,8 +43,6 @@ class Choice:
     """The stop string or stop token id that ended it, if one did."""
     logprobs: tuple[ReportedToken, ...] | None = None
     """One per token; None: not asked for."""
-    text_offset: int = 0
-    """Characters of the choice before `text`."""
     token_ids: tuple[int, ...] | None = None
     """None: not asked for."""
     prompt_token_ids: tuple[int, ...] | None = None
@@ -160,7 +158,7 @@ def _logprobs(head: ResponseHead, choice: Choice) -> Json | None:
         return None
     if head.kind == "chat":
         return chat_logprobs(choice.logprobs)
-    return completion_logprobs(choice.logprobs, choice.text_offset)
+    return completion_logprobs(choice.logprobs)
 
 
 def _totals(usage: Usage, speculation: SpeculationSummary | None) -> Json:

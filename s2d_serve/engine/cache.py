@@ -148,7 +148,7 @@ def ragged_attention(
             attn_mask=mask,
             scale=scaling,
         )
-        output[offset:stop] = attended.view(heads, row.num_tokens, head_size).transpose(0, 1)
+        output[offset:stop] = attended.reshape(heads, row.num_tokens, -1).transpose(0, 1)
         offset = stop
     return output[None], None
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -104,8 +105,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """
     if not (folder / "tokenizer.json").is_file():
         raise WeightsError(
-            f"{folder} holds no tokenizer.json; load its tokenizer with transformers' AutoTokenizer "
-            "and save it there"
+            f"{folder} holds no tokenizer.json; transformers' AutoTokenizer can load other files "
+            "and save one there"
         )
     try:
         tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
@@ -200,16 +201,20 @@ def _load(
     dtype: torch.dtype = getattr(torch, model.dtype)
     rounded = model.weight_rounding == "int8"
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=torch.float32 if rounded else dtype,
-        attn_implementation=attention,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-        device_map=model.device,
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32 if rounded else dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
+            device_map=model.device,
+        )
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{folder}: the weights cannot be read: {error}") from error
     network: PreTrainedModel = loaded[0]
     report: dict[str, Any] = loaded[1]
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

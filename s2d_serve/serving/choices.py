@@ -66,14 +66,12 @@ class ChoiceRun:
             new_text += text.finish()
             if finish_reason == "stop" and kept[-1] in self.generation.params.stop_token_ids:
                 stop_reason = kept[-1]
-        offsets = text.token_offsets[first_token:]
         return Choice(
             self.index,
             new_text,
             finish_reason,
             stop_reason,
-            self._reported(kept, outcome.logprobs),
-            offsets[0] if offsets else 0,
+            self._reported(kept, outcome.logprobs, text.token_offsets[first_token:]),
             kept if self.request.return_token_ids else None,
             self._prompt_token_ids(first_token),
         )
@@ -90,7 +88,7 @@ class ChoiceRun:
         return self.generation.prompt_token_ids
 
     def _reported(
-        self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
+        self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], offsets: Sequence[int]
     ) -> tuple[ReportedToken, ...] | None:
         if self.request.logprobs_requested is None:
             return None
@@ -98,8 +96,9 @@ class ChoiceRun:
             ReportedToken(
                 self._candidate(token_id, entry.logprob),
                 tuple(self._candidate(other, logprob) for other, logprob in entry.top),
+                offset,
             )
-            for token_id, entry in zip(token_ids, logprobs, strict=False)
+            for token_id, entry, offset in zip(token_ids, logprobs, offsets, strict=False)
         )
 
     def _candidate(self, token_id: int, logprob: float) -> Candidate:
@@ -149,7 +148,6 @@ def _joined(parts: Sequence[Choice]) -> Choice:
         logprobs=None
         if first.logprobs is None
         else tuple(token for part in parts for token in part.logprobs or ()),
-        text_offset=0,
         token_ids=None
         if first.token_ids is None
         else tuple(token_id for part in parts for token_id in part.token_ids or ()),

@@ -22,6 +22,8 @@ from s2d_serve.serving.messages import DraftCall, SequenceRef, VerifyCall, Verif
 from s2d_serve.speculation.sampling import SamplingParams
 
 MAX_RETRY_S = 60.0
+MAX_REMEMBERED_COSTS = 16
+"""Costs of target passes kept for a draft that rests."""
 
 
 class ReplicaLostError(Exception):
@@ -105,6 +107,7 @@ class Lane:
         self._unlearned: Any | None = None
         self._rest_rounds = 0
         self._is_probe = False
+        self._verify_costs: deque[tuple[int, float]] = deque(maxlen=MAX_REMEMBERED_COSTS)
         self._draft_is_lost = False
         self._draft_attempt = 0
         self._task = spawn(self._run())
@@ -202,8 +205,10 @@ class Lane:
                 self._ends.target_name,
                 {sequence.sequence_id: sequence.max_draft_tokens for sequence in wanted},
                 self._is_probe,
+                tuple(self._verify_costs),
             ),
         )
+        self._verify_costs.clear()
         for sequence in wanted:
             sequence.is_drafted = True
         last_round = [] if self._unlearned is None else [self._unlearned]
@@ -227,6 +232,7 @@ class Lane:
             self._lose_draft(is_dead=reply.draft_state == "dead")
         elif reply.draft_state == "none":
             self._rest_rounds -= len(reply.results)
+            self._verify_costs.extend((r.num_tokens, r.seconds) for r in reply.results)
             self._is_probe = True
         elif reply.rest_rounds:
             self._rest_rounds = reply.rest_rounds

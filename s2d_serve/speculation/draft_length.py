@@ -68,19 +68,22 @@ class CostCurve:
         )
 
     def __call__(self, num_tokens: int) -> float:
-        """Estimate; outside what was measured, the nearest point (so that larger sizes get tried).
+        """Estimate for a size; NaN as long as nothing was measured.
+
+        Below the smallest measured size the first two points go on in a line, to half its cost at
+        most; above the largest, its cost is taken as it is, so that larger sizes get tried; so is a
+        lone point's.
         """
-        if not self.seconds:
-            return math.nan
         sizes = sorted(self.seconds)
-        above = bisect.bisect_left(sizes, num_tokens)
-        if above == 0:
-            return self.seconds[sizes[0]]
-        if above == len(sizes):
+        if not sizes:
+            return math.nan
+        if num_tokens >= sizes[-1] or len(sizes) == 1:
             return self.seconds[sizes[-1]]
+        above = max(bisect.bisect_left(sizes, num_tokens), 1)
         low, high = sizes[above - 1], sizes[above]
         share = (num_tokens - low) / (high - low)
-        return self.seconds[low] * (1 - share) + self.seconds[high] * share
+        cost = self.seconds[low] * (1 - share) + self.seconds[high] * share
+        return max(cost, self.seconds[sizes[0]] / 2)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,5 @@
 import math
 
-import pytest
 from openai.types.chat.chat_completion import ChoiceLogprobs
 from openai.types.completion_choice import Logprobs
 
@@ -18,8 +17,8 @@ FIRST, LAST = Candidate(QUOTE[:2], -0.5), Candidate(QUOTE[2:], -0.125)
 
 
 def test_completions_have_columns() -> None:
-    tokens = [ReportedToken(A, (THE, A)), ReportedToken(THE, (THE,))]
-    body = completion_logprobs(tokens, text_offset=5)
+    tokens = [ReportedToken(A, (THE, A), 5), ReportedToken(THE, (THE,), 7)]
+    body = completion_logprobs(tokens)
     assert body == {
         "tokens": [" a", " the"],
         "token_logprobs": [-1.5, -0.25],
@@ -30,7 +29,7 @@ def test_completions_have_columns() -> None:
 
 
 def test_completions_always_report_the_chosen_token() -> None:
-    body = completion_logprobs([ReportedToken(A, (THE,)), ReportedToken(A)], 0)
+    body = completion_logprobs([ReportedToken(A, (THE,)), ReportedToken(A)])
     assert body["top_logprobs"] == [{" the": -0.25, " a": -1.5}, {" a": -1.5}]
 
 
@@ -50,28 +49,15 @@ def test_chats_have_an_object_per_token() -> None:
 
 def test_no_tokens_are_no_error() -> None:
     assert chat_logprobs([])["content"] == []
-    assert completion_logprobs([], 3)["text_offset"] == []
+    assert completion_logprobs([])["text_offset"] == []
 
 
 def test_a_part_of_a_character_is_shown_as_bytes() -> None:
     assert (FIRST.text, LAST.text) == ("bytes:\\xe2\\x80", "bytes:\\x99")
     token = ReportedToken(FIRST, (FIRST, LAST))
-    assert completion_logprobs([token], 0)["top_logprobs"] == [
+    assert completion_logprobs([token])["top_logprobs"] == [
         {"bytes:\\xe2\\x80": -0.5, "bytes:\\x99": -0.125}
     ]
-
-
-@pytest.mark.parametrize(
-    ("pieces", "offsets"),
-    [
-        ([b"a", QUOTE[:2], QUOTE[2:], b"b"], [0, 1, 1, 2]),
-        ([QUOTE[:1], QUOTE[1:2], QUOTE[2:], b"b"], [0, 0, 0, 1]),
-        (["ß".encode(), "é".encode(), b""], [0, 1, 2]),
-    ],
-)
-def test_offsets_count_characters(pieces: list[bytes], offsets: list[int]) -> None:
-    tokens = [ReportedToken(Candidate(piece, -1.0)) for piece in pieces]
-    assert completion_logprobs(tokens, 10)["text_offset"] == [10 + offset for offset in offsets]
 
 
 def test_an_impossible_token_has_openais_lowest_number() -> None:

@@ -18,7 +18,7 @@ SPECULATION = SpeculationSummary(
     num_draft_tokens=5,
     acceptance_histogram=(0, 2),
 )
-TOKEN = ReportedToken(Candidate(b"Hi", -0.5), (Candidate(b"Hi", -0.5),))
+TOKEN = ReportedToken(Candidate(b"Hi", -0.5), (Candidate(b"Hi", -0.5),), text_offset=2)
 PLAIN = Choice(index=0, text="Hi", finish_reason="stop")
 FULL = Choice(
     index=0,
@@ -26,7 +26,6 @@ FULL = Choice(
     finish_reason="stop",
     stop_reason="\n",
     logprobs=(TOKEN,),
-    text_offset=2,
     token_ids=(5,),
     prompt_token_ids=(1, 2),
 )

@@ -1,0 +1,104 @@
+"""A real Ray cluster on this machine, and apps with tiny targets on it."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from ray import serve
+from ray.util import list_named_actors
+
+from s2d_serve.config import AppConfig
+from s2d_serve.serving.app import build
+from s2d_serve.serving.servers import EXECUTOR_PREFIX
+from tests.engine.tiny import nested_model, save_tiny
+
+APP = "tiny"
+DRAFT_LAYERS = (2, 4)
+
+
+@pytest.fixture(scope="session")
+def base_url() -> Iterator[str]:
+    """Ray and Serve's proxy, for all tests; the URL that apps answer at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose layer-2 exit often agrees with the whole."""
+    model = nested_model(
+        "llama", seed=3, exit_layer=2, agreement_scale=0.3, num_layers=4, max_positions=1024
+    )
+    return save_tiny(tmp_path_factory.mktemp("weights"), model)
+
+
+@pytest.fixture(scope="session")
+def tiny_args(weights: Path) -> dict[str, Any]:
+    """`args` of a deployment file: two targets, one draft with two exits."""
+    model = {"source": str(weights), "dtype": "float32", "num_threads": 1, "max_context": 1024}
+    speculation = {"draft_length": "fixed", "max_draft_tokens": 4}
+    return {
+        "draft": {**model, "exit_layers": DRAFT_LAYERS, "thresholds": (0.3,)},
+        "targets": {
+            "tiny": {**model, "speculation": speculation},
+            "tiny-int8": {**model, "weight_rounding": "int8", "speculation": speculation},
+        },
+        "router": {"draft_patience_s": 1.0, "draft_retry_s": 0.5},
+    }
+
+
+Deploy = Callable[[dict[str, Any]], str]
+
+
+@pytest.fixture(scope="session")
+def deploy(base_url: str) -> Iterator[Deploy]:
+    """Run an app from its `args` and wait until it is ready; it is taken down at the end."""
+
+    def run(args: dict[str, Any]) -> str:
+        serve.run(build(AppConfig.model_validate(args)), name=APP, route_prefix="/")
+        await_ready(base_url)
+        return base_url
+
+    yield run
+    serve.delete(APP)
+
+
+def await_ready(url: str, timeout_s: float = 60.0) -> None:
+    """Until /ready says so, of the draft too."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        answer = httpx.get(f"{url}/ready", timeout=30)
+        if answer.status_code == 200 and answer.json()["draft"] in ("ready", None):
+            return
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.2)
+
+
+def executor_pids(deployment: str) -> list[int]:
+    """Processes of the executors behind a deployment."""
+    prefix = f"{EXECUTOR_PREFIX}:{APP}:{deployment}:"
+    names = [entry["name"] for entry in list_named_actors(all_namespaces=True)]
+    handles = [ray.get_actor(name, "serve") for name in names if name.startswith(prefix)]
+    return [ray.get(handle.__ray_call__.remote(lambda _: os.getpid())) for handle in handles]
+
+
+def send_signal(deployment: str, signal_number: signal.Signals) -> list[int]:
+    """Signal the executors behind a deployment; their process ids."""
+    pids = executor_pids(deployment)
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal_number)
+    return pids
