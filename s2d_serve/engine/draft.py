@@ -51,11 +51,13 @@ class DraftSequence:
         """Tokens that not even the first segment has read."""
         return len(self.token_ids) - self.filled[0]
 
-    def truncate(self, length: int) -> None:
-        """Forget everything after the first `length` tokens, in all segments."""
+    def truncate(self, length: int, max_filled: int) -> None:
+        """Forget everything after the first `length` tokens, and what the segments cached after
+        the first `max_filled`.
+        """
         self.counts.remove(self.token_ids[max(length, self.start.num_prompt_tokens) :])
         del self.token_ids[length:]
-        lengths = [min(filled, length) for filled in self.filled]
+        lengths = [min(filled, length, max_filled) for filled in self.filled]
         for s, parked in enumerate(self.parked):
             first = self.filled[s + 1]
             self.parked[s] = parked[lengths[s + 1] - first : lengths[s] - first]
@@ -95,11 +97,14 @@ class SortedDraft:
 
         One that is open already keeps what is cached of the tokens that are the same.
         """
+        if len(start.token_ids) > self.trunk.cache.capacity:
+            self.close(start.sequence_id)
+            return False
         sequence = self.sequences.get(start.sequence_id)
         if sequence is not None:
             self._resume(sequence, start)
             return True
-        if not self._free_slots or len(start.token_ids) > self.trunk.cache.capacity:
+        if not self._free_slots:
             return False
         sequence = DraftSequence(
             start,
@@ -125,9 +130,13 @@ class SortedDraft:
         """The target's tokens after `base_length`: keep what was drafted of them, drop the rest.
 
         False if the sequence is not open, or stands at another length: it must be opened again.
+        One that outgrows its slot is closed.
         """
         sequence = self.sequences.get(sequence_id)
         if sequence is None or sequence.num_committed != base_length:
+            return False
+        if base_length + len(token_ids) > self.trunk.cache.capacity:
+            self.close(sequence_id)
             return False
         self._agree(sequence, base_length, token_ids)
         return True
@@ -274,7 +283,8 @@ class SortedDraft:
             if held != token_id:
                 break
             num_same += 1
-        sequence.truncate(base_length + num_same)
+        last = base_length + len(token_ids) - 1  # unread, so that drafting can go on from it
+        sequence.truncate(base_length + num_same, last)
         sequence.extend(token_ids[num_same:])
         sequence.exits.clear()
         sequence.num_committed = len(sequence.token_ids)

@@ -52,7 +52,9 @@ class Drafter:
 
     def open(self, start: SequenceStart, target: str) -> None:
         """Take up a sequence of a target; without a free slot it gets empty proposals."""
-        if not self.draft.open(start, self.pairings[target].exits):
+        if self.draft.open(start, self.pairings[target].exits):
+            self._declined.discard(start.sequence_id)
+        else:
             self._declined.add(start.sequence_id)
         self._records.setdefault(start.sequence_id, AcceptanceEstimate())
 

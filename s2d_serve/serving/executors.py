@@ -1,6 +1,7 @@
 """The actors that hold the models. Rounds reach them directly, by object references, past Serve."""
 
 import asyncio
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -113,6 +114,7 @@ class TargetExecutor:
             await self._self_test()
         return ExecutorStatus(
             self._info,
+            os.getpid(),
             len(self._model.sequences),
             self._config.max_sequences,
             time.monotonic() - self._last_decode,
@@ -294,6 +296,7 @@ class DraftExecutor:
         draft = self._drafter.draft
         return ExecutorStatus(
             self._info,
+            os.getpid(),
             len(draft.sequences),
             self._config.max_sequences,
             time.monotonic() - self._last_decode,

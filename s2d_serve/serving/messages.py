@@ -98,6 +98,8 @@ class ExecutorStatus:
     """Life signs, for /ready and health checks."""
 
     info: ModelInfo
+    pid: int
+    """Of the executor's process."""
     num_sequences: int
     num_slots: int
     decode_age_s: float

@@ -34,14 +34,13 @@ class AcceptanceEstimate:
     accepted: list[float] = field(default_factory=list)
 
     def record(self, num_drafted: int, num_accepted: int) -> None:
-        """One round: the positions after the first rejection say nothing."""
+        """One round: the positions after the first rejection say nothing, and what they said
+        before fades too, so that they are tried again.
+        """
         num_tried = min(num_drafted, num_accepted + 1)
-        for counts in (self.tried, self.accepted):
+        for counts, num_hits in ((self.tried, num_tried), (self.accepted, num_accepted)):
             counts.extend([0.0] * (num_tried - len(counts)))
-        for position in range(num_tried):
-            self.tried[position] = self.tried[position] * DECAY + 1.0
-            hit = 1.0 if position < num_accepted else 0.0
-            self.accepted[position] = self.accepted[position] * DECAY + hit
+            counts[:] = [c * DECAY + (i < num_hits) for i, c in enumerate(counts)]
 
     def probability(self, position: int, prior: float, prior_weight: float) -> float:
         """Estimate for one position; positions without a record stand on the prior alone."""
@@ -112,7 +111,7 @@ class DraftLengthPolicy:
             sequences: the record of each sequence in the round.
             probe: draft a little even where it should not pay, to find out.
         """
-        if not self.adaptive:
+        if not self.adaptive or not sequences:
             return [self.max_draft_tokens] * len(sequences)
         reach = [self._reach(sequence) for sequence in sequences]
         best_length, best_rate = 0, 0.0
@@ -124,10 +123,14 @@ class DraftLengthPolicy:
                 best_length, best_rate = length, rate
         if best_length > 0:
             self.rest_rounds = MIN_REST_ROUNDS
-        elif probe or self.promising:
-            if not self.promising:
+        else:
+            num_probe = min(PROBE_TOKENS, self.max_draft_tokens)
+            full = [[1.0] * num_probe] * len(sequences)
+            promising = self.promising and self._tokens_per_second(full, num_probe) > best_rate
+            if probe and not promising:
                 self.rest_rounds = min(2 * self.rest_rounds, MAX_REST_ROUNDS)
-            best_length = min(PROBE_TOKENS, self.max_draft_tokens)
+            if probe or promising:
+                best_length = num_probe
         return [best_length] * len(sequences)
 
     def record(self, sequence: AcceptanceEstimate, num_drafted: int, num_accepted: int) -> None:
@@ -139,10 +142,10 @@ class DraftLengthPolicy:
 
     def _reach(self, sequence: AcceptanceEstimate) -> list[float]:
         """Probability that each position is accepted, all before it included."""
-        reach, product = [], 1.0
+        reach, product, estimate = [], 1.0, PRIOR_ACCEPTANCE
         for position in range(self.max_draft_tokens):
-            prior = self.acceptance.probability(position, PRIOR_ACCEPTANCE, PRIOR_WEIGHT)
-            product *= sequence.probability(position, prior, SEQUENCE_PRIOR_WEIGHT)
+            estimate = self.acceptance.probability(position, estimate, PRIOR_WEIGHT)
+            product *= sequence.probability(position, estimate, SEQUENCE_PRIOR_WEIGHT)
             reach.append(product)
         return reach
 

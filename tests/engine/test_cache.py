@@ -1,4 +1,6 @@
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -6,12 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from s2d_serve.engine import cache as cache_module
 from s2d_serve.engine.cache import RaggedBatch, Row, SlotCache, ragged_attention
 
 NUM_SLOTS, CAPACITY, HEAD_SIZE = 5, 12, 8
 
 bounded = settings(deadline=None, derandomize=True, max_examples=60)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads cost tiny tensors more than they save."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -129,18 +139,18 @@ def test_scaling_is_the_one_asked_for() -> None:
 def test_an_attention_that_answers_in_another_layout_is_read_right(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stock = cache_module.scaled_dot_product_attention
+    stock = torch.nn.functional.scaled_dot_product_attention
 
-    def transposed(*args: Tensor, **kwargs: Tensor) -> Tensor:
+    def transposed(*args: Any, **kwargs: Any) -> Tensor:
         """Tokens before heads in memory, as some GPU kernels write."""
-        answer: Tensor = stock(*args, **kwargs)
+        answer = stock(*args, **kwargs)
         return answer.transpose(1, 2).contiguous().transpose(1, 2)
 
     batch = RaggedBatch([Row(0, 2, 3)], CAPACITY, 2, torch.empty(0))
     key = random(NUM_SLOTS, CAPACITY, 2, HEAD_SIZE)
     query = random(1, 4, 3, HEAD_SIZE, seed=1)
     expected, _ = ragged_attention(nn.Module(), query, key, key, None, batch=batch)
-    monkeypatch.setattr(cache_module, "scaled_dot_product_attention", transposed)
+    monkeypatch.setattr("s2d_serve.engine.cache.scaled_dot_product_attention", transposed)
     output, _ = ragged_attention(nn.Module(), query, key, key, None, batch=batch)
     torch.testing.assert_close(output, expected, rtol=0, atol=0)
 

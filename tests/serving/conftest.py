@@ -1,7 +1,6 @@
 """A real Ray cluster on this machine, and apps with tiny targets on it."""
 
-import os
-import signal
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ def base_url() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
@@ -90,15 +89,10 @@ def await_ready(url: str, timeout_s: float = 60.0) -> None:
 def executor_pids(deployment: str) -> list[int]:
     """Processes of the executors behind a deployment."""
     prefix = f"{EXECUTOR_PREFIX}:{APP}:{deployment}:"
-    names = [entry["name"] for entry in list_named_actors(all_namespaces=True)]
-    handles = [ray.get_actor(name, "serve") for name in names if name.startswith(prefix)]
-    return [ray.get(handle.__ray_call__.remote(lambda _: os.getpid())) for handle in handles]
-
-
-def send_signal(deployment: str, signal_number: signal.Signals) -> list[int]:
-    """Signal the executors behind a deployment; their process ids."""
-    pids = executor_pids(deployment)
-    assert pids
-    for pid in pids:
-        os.kill(pid, signal_number)
-    return pids
+    found = [
+        ray.get_actor(entry["name"], entry["namespace"])
+        for entry in list_named_actors(all_namespaces=True)
+        if entry["name"].startswith(prefix)
+    ]
+    assert found
+    return [ray.get(handle.status.remote()).pid for handle in found]

@@ -1,0 +1,14 @@
+"""The `s2d` command.
+
+s2d generate   a prompt in, text streaming out, in this process
+s2d models     what a deployment file serves, and where its weights are
+s2d doctor     whether it can be served here, and what to do if not
+s2d serve      `serve run`, with the checks before it and a word when it is ready
+"""
+
+from s2d_serve.cli.commands import app
+
+
+def main() -> None:
+    """Entry point of the `s2d` script."""
+    app()
