@@ -1,10 +1,11 @@
 """The app builder that deployment files name: `import_path: s2d_serve.serving.app:build`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from s2d_serve.config import AppConfig
 from s2d_serve.serving.directory import Directory
@@ -15,7 +16,9 @@ from s2d_serve.serving.service import DRAFT, Service
 
 ROUTER = "router"
 REPLICA_CPUS = 0.1
-"""CPUs that Ray sets aside for a replica: it waits most of the time; the executors compute."""
+"""CPUs that Ray sets aside for each replica."""
+MAX_HTTP_REQUESTS = 1000
+"""Requests that a router replica holds at once; each target's queue has its own limit."""
 
 
 class HttpRouter:
@@ -36,35 +39,30 @@ class HttpRouter:
 
 def build(args: AppConfig) -> Application:
     """One deployment per target, named after it, one for the draft, and the router before them."""
+    total_s = args.limits.total_s
     targets = {
-        name: serve.deployment(TargetServer)
-        .options(
-            name=name,
-            max_ongoing_requests=target.max_sequences,
-            max_queued_requests=target.max_queued,
-            graceful_shutdown_timeout_s=args.limits.total_s,
-            ray_actor_options={"num_cpus": REPLICA_CPUS},
-        )
-        .bind(name, target)
+        name: _deployment(
+            TargetServer, name, total_s, target.max_sequences, max_queued_requests=target.max_queued
+        ).bind(name, target)
         for name, target in args.targets.items()
     }
     draft = None
     if args.draft is not None:
         pairs = {name: target.speculation for name, target in args.targets.items()}
-        draft = (
-            serve.deployment(DraftServer)
-            .options(
-                name=DRAFT,
-                max_ongoing_requests=args.draft.max_sequences,
-                graceful_shutdown_timeout_s=args.limits.total_s,
-                ray_actor_options={"num_cpus": REPLICA_CPUS},
-            )
-            .bind(args.draft, pairs)
-        )
-    router = serve.deployment(serve.ingress()(HttpRouter)).options(
-        name=ROUTER,
-        max_ongoing_requests=1000,
-        graceful_shutdown_timeout_s=args.limits.total_s,
-        ray_actor_options={"num_cpus": REPLICA_CPUS},
-    )
+        server = _deployment(DraftServer, DRAFT, total_s, args.draft.max_sequences)
+        draft = server.bind(args.draft, pairs)
+    router = _deployment(serve.ingress()(HttpRouter), ROUTER, total_s, MAX_HTTP_REQUESTS)
     return router.bind(args, targets, draft)
+
+
+def _deployment(
+    server: Callable[..., Any], name: str, total_s: float, max_ongoing: int, **options: Any
+) -> Deployment:
+    """A deployment whose replicas wait most of the time: the executors compute."""
+    return serve.deployment(
+        name=name,
+        max_ongoing_requests=max_ongoing,
+        graceful_shutdown_timeout_s=total_s,
+        ray_actor_options={"num_cpus": REPLICA_CPUS},
+        **options,
+    )(server)

@@ -69,6 +69,7 @@ def build_api(service: Service) -> FastAPI:
                 "tokens",
             )
         text = await asyncio.to_thread(vocabulary.tokenizer.decode, list(asked.tokens))
+        assert isinstance(text, str)
         return _json(info.detokenize_body(text))
 
     @api.get("/v1/models")

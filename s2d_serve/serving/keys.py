@@ -20,7 +20,8 @@ class Keys:
         if self._digests is None:
             return True
         digest = hashlib.sha256(key.encode()).hexdigest()
-        return any([hmac.compare_digest(digest, known) for known in self._digests])
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them
+        return any(matches)
 
 
 def _read(file: Path) -> tuple[str, ...]:

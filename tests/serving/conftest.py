@@ -32,7 +32,7 @@ def base_url() -> Iterator[str]:
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
-    ray.shutdown()
+    ray.shutdown()  # type: ignore[no-untyped-call]  # Ray's
 
 
 @pytest.fixture(scope="session")
@@ -95,4 +95,5 @@ def executor_pids(deployment: str) -> list[int]:
         if entry["name"].startswith(prefix)
     ]
     assert found
-    return [ray.get(handle.status.remote()).pid for handle in found]
+    statuses: list[Any] = ray.get([handle.status.remote() for handle in found])
+    return [status.pid for status in statuses]

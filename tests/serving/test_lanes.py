@@ -1,0 +1,210 @@
+"""Rounds between real executors: the reference loop's text, whatever a draft says."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import ray
+
+from s2d_serve.config import AppConfig, TargetConfig
+from s2d_serve.engine.assemble import load_target
+from s2d_serve.engine.drafter import Draft
+from s2d_serve.engine.messages import Outcome, Proposal, SequenceStart
+from s2d_serve.engine.step import ReferenceLoop
+from s2d_serve.serving.executors import DraftExecutor, TargetExecutor
+from s2d_serve.serving.lanes import Lane, LaneEnds, LiveSequence
+from s2d_serve.serving.messages import DraftCall, DraftReply, SequenceRef, VerifyCall
+from s2d_serve.speculation.sampling import SamplingParams
+
+pytestmark = pytest.mark.ray
+
+PROMPTS = [(5, 9, 11), (1, 2, 3, 4) * 30, (100, 7)]
+MAX_TOKENS = 60
+
+
+def starts() -> list[SequenceStart]:
+    """Three sequences with different parameters."""
+    params = [
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=0.9, seed=3),
+        SamplingParams(temperature=0.7, seed=4, repetition_penalty=1.2, top_p=0.9),
+    ]
+    return [
+        SequenceStart(f"s{i}", 0, prompt, len(prompt), param, MAX_TOKENS, 1)
+        for i, (prompt, param) in enumerate(zip(PROMPTS, params, strict=True))
+    ]
+
+
+@dataclass
+class Bench:
+    """Executors, and the texts that the target gives alone."""
+
+    config: AppConfig
+    target: Any
+    draft: Any
+    expected: dict[str, list[int]]
+
+
+@pytest.fixture(scope="module")
+def bench(base_url: str, tiny_args: dict[str, Any]) -> Iterator[Bench]:
+    """One target and one draft executor."""
+    config = AppConfig.model_validate(tiny_args)
+    target_config = config.targets["tiny"]
+    target = ray.remote(TargetExecutor).options(max_concurrency=100).remote("tiny", target_config)
+    pairs = {"tiny": target_config.speculation}
+    draft = ray.remote(DraftExecutor).options(max_concurrency=100).remote(config.draft, pairs)
+    ray.get([target.load.remote(), draft.load.remote()])
+    yield Bench(config, target, draft, alone(target_config))
+    ray.kill(target)
+    ray.kill(draft)
+
+
+def alone(config: TargetConfig) -> dict[str, list[int]]:
+    """What the reference loop generates without a draft."""
+    texts: dict[str, list[int]] = {start.sequence_id: [] for start in starts()}
+    for sequence_id, outcome in ReferenceLoop(load_target(config)[0]).generate(starts()):
+        texts[sequence_id] += outcome.token_ids
+    return texts
+
+
+async def through_lane(
+    bench: Bench, draft: Any | None, tag: str
+) -> tuple[dict[str, list[int]], list[Outcome]]:
+    """The same sequences through a lane over these executors: texts, and all outcomes."""
+    ends = LaneEnds("tiny", bench.target, draft, decode_steps=4, config=bench.config.router)
+    lane = Lane(f"lane-{tag}", ends)
+    live = [
+        LiveSequence(
+            f"{tag}-{s.sequence_id}",
+            list(s.token_ids),
+            s.num_prompt_tokens,
+            s.params,
+            s.max_tokens,
+            s.num_logprobs,
+            4,
+        )
+        for s in starts()
+    ]
+    for sequence in live:
+        lane.add(sequence)
+        await asyncio.sleep(0.01)
+    outcomes: list[Outcome] = []
+    for sequence in live:
+        while True:
+            outcome = await asyncio.wait_for(sequence.outcomes.get(), 30)
+            assert isinstance(outcome, Outcome)
+            outcomes.append(outcome)
+            if outcome.finish_reason is not None:
+                break
+    lane.close()
+    texts = {
+        sequence.sequence_id.removeprefix(f"{tag}-"): sequence.token_ids[
+            sequence.num_prompt_tokens :
+        ]
+        for sequence in live
+    }
+    return texts, outcomes
+
+
+async def test_a_lane_gives_the_reference_loops_text(bench: Bench) -> None:
+    """With the draft: drafted and accepted; without: decoded several tokens a call."""
+    texts, outcomes = await through_lane(bench, bench.draft, "drafted")
+    assert texts == bench.expected
+    assert sum(outcome.num_accepted for outcome in outcomes) > 20
+    assert all(len(outcome.logprobs) == len(outcome.token_ids) for outcome in outcomes)
+    texts, outcomes = await through_lane(bench, None, "alone")
+    assert texts == bench.expected
+    assert not any(outcome.exits for outcome in outcomes)
+
+
+async def test_two_lanes_merge_at_one_executor(bench: Bench) -> None:
+    """As two router replicas do it, one with and one without the draft, at the same time."""
+    (first, _), (second, _) = await asyncio.gather(
+        through_lane(bench, bench.draft, "router-a"), through_lane(bench, None, "router-b")
+    )
+    assert first == second == bench.expected
+
+
+IDS: dict[str, tuple[int, ...]] = {
+    "wrong ids": (1, 1, 1, 1),
+    "out of vocabulary": (10**9, 2, 3),
+    "negative": (-1, -5),
+    "too many": tuple(range(200)),
+    "other base": (1, 2),
+    "exits missing": (1, 2, 3),
+}
+KINDS = [*IDS, "no reply at all", "unknown sequence", "an exception"]
+
+
+class Liar:
+    """Stands where a DraftExecutor would; knows each sequence's length and lies about the rest."""
+
+    def __init__(self) -> None:
+        self.kind = ""
+        self.lengths: dict[str, int] = {}
+
+    async def become(self, kind: str) -> None:
+        """Lie in this way from now on."""
+        self.kind = kind
+
+    async def propose(self, call: DraftCall, refs: list[Any]) -> Any:
+        """A reply that is wrong in one way."""
+        for start in call.joins:
+            self.lengths[start.sequence_id] = len(start.token_ids)
+        for ref in refs:
+            for result in (await ref).results:
+                for sequence_id, outcome in result.outcomes.items():
+                    self.lengths[sequence_id] = outcome.base_length + len(outcome.token_ids)
+        if self.kind == "an exception":
+            raise RuntimeError("a broken draft")
+        if self.kind == "no reply at all":
+            return "what?"
+        if self.kind == "unknown sequence":
+            return DraftReply(Draft({"nobody": Proposal(3, (1,), (4,))}), ("nobody",), 0.0)
+        tokens = IDS[self.kind]
+        exits = () if self.kind == "exits missing" else (4,) * len(tokens)
+        shift = 7 if self.kind == "other base" else 0
+        proposals = {
+            i: Proposal(self.lengths[i] + shift, tokens, exits) for i in call.request.limits
+        }
+        return DraftReply(Draft(proposals), (), 0.0)
+
+    async def status(self) -> None:
+        """Alive, as a real one would say."""
+
+
+@pytest.fixture(scope="module")
+def liar(base_url: str) -> Iterator[Any]:
+    """One lying draft for all ways to lie."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
+    actor: Any = ray.remote(Liar).remote()
+    yield actor
+    ray.kill(actor)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_lying_draft_changes_no_token(bench: Bench, liar: Any, kind: str) -> None:
+    """Whatever it sends, the text is the target's own."""
+    await liar.become.remote(kind)
+    texts, outcomes = await through_lane(bench, liar, f"liar-{KINDS.index(kind)}")
+    assert texts == bench.expected
+    was_verified = any(outcome.exits for outcome in outcomes)
+    assert was_verified == (kind in ("wrong ids", "too many"))
+
+
+async def test_a_repeated_call_gets_the_same_reply(bench: Bench) -> None:
+    """Rounds are idempotent: a call whose reply was lost can be sent again."""
+    start = starts()[0]
+    call = VerifyCall("lane-repeat", 1, (start,), (SequenceRef(start.sequence_id, 0),), 4, 1.0, 0)
+    first = await bench.target.verify.remote(call, [])
+    again = await bench.target.verify.remote(call, [])
+    assert first == again
+    tokens = [i for result in first.results for i in result.outcomes["s0"].token_ids]
+    assert tokens == bench.expected["s0"][:4]
+    await bench.target.leave.remote(start.sequence_id)
+    late = VerifyCall("lane-repeat", 2, (start,), (SequenceRef(start.sequence_id, 0),), 4, 1.0, 0)
+    reply = await bench.target.verify.remote(late, [])
+    assert reply.unknown == (SequenceRef("s0", 0),), "a join that arrives after the leave is void"
