@@ -10,6 +10,8 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
 
 from s2d_serve.api import info, sse
 from s2d_serve.api.errors import fault_of
@@ -32,6 +34,7 @@ from s2d_serve.serving.prompts import Plan, plan
 from s2d_serve.serving.service import Service
 
 JSON = "application/json"
+BODIES = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest)
 
 
 def build_api(service: Service) -> FastAPI:
@@ -39,6 +42,17 @@ def build_api(service: Service) -> FastAPI:
     api = FastAPI(title="s2d-serve", version=service.version, docs_url=None, redoc_url=None)
     limits = service.config.limits
     api.add_middleware(Gate, limits=limits, keys=service.keys)
+
+    @api.exception_handler(HTTPException)
+    async def not_served(request: Request, error: HTTPException) -> Response:
+        """An unknown path or method, in the shape of all other errors."""
+        fault = {
+            "message": f"{request.method} {request.url.path}: {error.detail}",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": error.detail.lower().replace(" ", "_"),
+        }
+        return _json({"error": fault}, error.status_code)
 
     @api.post("/v1/completions", openapi_extra=_body(CompletionRequest))
     async def completions(request: Request) -> Response:
@@ -96,6 +110,7 @@ def build_api(service: Service) -> FastAPI:
     async def version() -> Response:
         return _json(info.version_body(service.version))
 
+    _describe_bodies(api)
     return api
 
 
@@ -231,7 +246,15 @@ def _json(body: Mapping[str, object], status: int = 200) -> Response:
 
 
 def _body(model: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI description of a body that `parse` reads."""
-    schema = model.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
+    """The OpenAPI description of a body that `parse` reads; `_describe_bodies` adds the schema."""
+    reference = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": reference}}}}
+
+
+def _describe_bodies(api: FastAPI) -> None:
+    """Put the schemas of all bodies into the OpenAPI document: routes read bodies themselves."""
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in BODIES],
+        ref_template="#/components/schemas/{model}",
+    )
+    api.openapi().setdefault("components", {})["schemas"] = schemas["$defs"]

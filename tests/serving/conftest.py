@@ -31,8 +31,8 @@ def base_url() -> Iterator[str]:
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
-    ray.shutdown()  # type: ignore[no-untyped-call]  # Ray's
+    serve.shutdown()  # type: ignore[no-untyped-call]  # Ray's
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -53,9 +53,10 @@ def bench(base_url: str, tiny_args: dict[str, Any]) -> Iterator[Bench]:
     """One target and one draft executor."""
     config = AppConfig.model_validate(tiny_args)
     target_config = config.targets["tiny"]
-    target = ray.remote(TargetExecutor).options(max_concurrency=100).remote("tiny", target_config)
     pairs = {"tiny": target_config.speculation}
-    draft = ray.remote(DraftExecutor).options(max_concurrency=100).remote(config.draft, pairs)
+    several = {"max_concurrency": 100}
+    target: Any = ray.remote(TargetExecutor).options(**several).remote("tiny", target_config)
+    draft: Any = ray.remote(DraftExecutor).options(**several).remote(config.draft, pairs)
     ray.get([target.load.remote(), draft.load.remote()])
     yield Bench(config, target, draft, alone(target_config))
     ray.kill(target)
