@@ -33,6 +33,7 @@ app = typer.Typer(
     help="Several LLMs, faster, through one sorted draft.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -71,12 +72,15 @@ def generate(
         int | None, typer.Option(help="Draft with this exit only.", show_default="the file's rule")
     ] = None,
 ) -> None:
-    """Answer a prompt in this process, without Ray: text on standard output, statistics on
-    standard error."""
+    """Answer a prompt here, without Ray.
+
+    The text goes to standard output as it comes, statistics to standard error.
+    """
     config = load_deployment_file(file).config
     text = sys.stdin.read() if prompt == "-" else prompt
-    from s2d_serve.cli import generation  # torch and transformers: seconds that --help need not wait
-    from s2d_serve.speculation.sampling import SamplingParams
+    # torch and transformers: seconds that --help need not wait for
+    from s2d_serve.cli import generation
+    from s2d_serve.speculation.params import SamplingParams
 
     params = SamplingParams(
         temperature=temperature if temperature >= LOWEST_TEMPERATURE else 0.0,
@@ -111,7 +115,7 @@ def models(
 
 @app.command()
 def doctor(file: FileArgument = DEFAULT_FILE) -> None:
-    """Check whether this machine can serve a deployment file; exit status 1 if it cannot."""
+    """Check whether this machine can serve a deployment file: exit status 1 if not."""
     from s2d_serve.cli import diagnosis
 
     if not diagnosis.show(diagnosis.examine(file)):
@@ -120,7 +124,10 @@ def doctor(file: FileArgument = DEFAULT_FILE) -> None:
 
 @app.command()
 def serve(file: FileArgument = DEFAULT_FILE) -> None:
-    """Check a deployment file, fetch its weights, `serve run` it, and say when it is ready."""
-    from s2d_serve.cli import serving
+    """Check a deployment file, and `serve run` it.
 
-    raise typer.Exit(serving.run(load_deployment_file(file)))
+    Weights are fetched first; it says when the service is ready.
+    """
+    from s2d_serve.cli import launch
+
+    raise typer.Exit(launch.run(load_deployment_file(file)))

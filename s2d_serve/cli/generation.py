@@ -18,7 +18,7 @@ from s2d_serve.engine.sources import resolve
 from s2d_serve.engine.step import ReferenceLoop
 from s2d_serve.engine.text import Detokenizer, TextStream
 from s2d_serve.errors import ConfigError, UnknownModelError, bad_request
-from s2d_serve.speculation.sampling import SamplingParams
+from s2d_serve.speculation.params import SamplingParams
 from s2d_serve.speculation.statistics import SpeculationStatistics
 
 DEFAULT_MAX_TOKENS = 256
@@ -83,9 +83,9 @@ def load(config: AppConfig, target: str, draft_use: DraftUse) -> Engine:
         raise UnknownModelError(f"no target {target!r}; the file has {', '.join(config.targets)}")
     target_config = config.targets[target].model_copy(update={"max_sequences": 1})
     draft_config = _draft_config(config, target_config, draft_use)
-    for model in (target_config, draft_config):
-        if model is not None:
-            resolve(model)  # it shows its own progress
+    for source in (target_config, draft_config):
+        if source is not None:
+            resolve(source)  # it shows its own progress
     with NOTES.status(f"loading {target}"):
         model, checkpoint = load_target(target_config)
     drafter = None

@@ -32,9 +32,9 @@ def fetch(config: AppConfig) -> None:
     """
     for model in sources_of(config).values():
         status = describe(model)
-        if not status.converted:
-            verb = "fetching" if status.kind == "hub" else "converting"
-            NOTES.print(f"{verb} {escape(model.source)}")
+        if not status.converted and (status.present or status.kind == "hub"):
+            verb = "converting" if status.present else "fetching"
+            NOTES.print(f"{verb} {escape(model.source)}", soft_wrap=True)
         resolve(model)
 
 

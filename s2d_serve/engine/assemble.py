@@ -25,9 +25,7 @@ def load_target(config: TargetConfig) -> tuple[TargetModel, Checkpoint]:
     """
     set_threads(config)
     checkpoint = load_checkpoint(config, max_context=config.max_context, attention=ATTENTION)
-    trunk = Trunk(
-        checkpoint.model, checkpoint.vocab_size, config.max_sequences, config.max_context
-    )
+    trunk = Trunk(checkpoint.model, checkpoint.vocab_size, config.max_sequences, config.max_context)
     return TargetModel(trunk, config.prefill_chunk), checkpoint
 
 
@@ -42,9 +40,7 @@ def load_drafter(
     set_threads(config)
     checkpoint = load_checkpoint(config, max_context=config.max_context, attention=ATTENTION)
     _keep_layers(checkpoint, config)
-    trunk = Trunk(
-        checkpoint.model, checkpoint.vocab_size, config.max_sequences, config.max_context
-    )
+    trunk = Trunk(checkpoint.model, checkpoint.vocab_size, config.max_sequences, config.max_context)
     exit_layers = config.exit_layers or (len(trunk.layers),)
     if exit_layers[-1] > len(trunk.layers):
         raise ConfigError(

@@ -200,6 +200,7 @@ def _load(
 ) -> PreTrainedModel:
     dtype: torch.dtype = getattr(torch, model.dtype)
     rounded = model.weight_rounding == "int8"
+    # A bar that lasts a second is noise in a replica's log.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -19,7 +19,8 @@ from s2d_serve.engine.cache import Row
 from s2d_serve.engine.messages import Proposal, SequenceStart
 from s2d_serve.engine.trunk import Trunk
 from s2d_serve.speculation.exits import ExitPolicy
-from s2d_serve.speculation.sampling import TokenCounts, sample
+from s2d_serve.speculation.params import TokenCounts
+from s2d_serve.speculation.sampling import sample
 
 MAX_UNREAD_TOKENS = 16
 """A sequence with more unread tokens is prefilled in idle time before it gets proposals again."""

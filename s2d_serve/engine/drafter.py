@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from s2d_serve.engine.draft import SortedDraft
-from s2d_serve.engine.messages import Proposal, SequenceStart, StepResult
+from s2d_serve.engine.messages import Draft, DraftRequest, SequenceStart, StepResult
 from s2d_serve.speculation.draft_length import AcceptanceEstimate, DraftLengthPolicy
 from s2d_serve.speculation.exits import ExitPolicy
 
@@ -15,29 +15,6 @@ class Pairing:
 
     exits: ExitPolicy
     lengths: DraftLengthPolicy
-
-
-@dataclass(frozen=True, slots=True)
-class DraftRequest:
-    """Who wants proposals in a round."""
-
-    target: str
-    limits: Mapping[str, int]
-    """Draft tokens at most, by sequence: a cap on what the policy chooses."""
-    is_probe: bool = False
-    """Draft a little even where it should not pay: first round after a rest."""
-    verify_costs: tuple[tuple[int, float], ...] = ()
-    """(tokens, seconds) of target passes that the draft took no part in."""
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A round's proposals for the sequences of one target."""
-
-    proposals: Mapping[str, Proposal]
-    """By sequence; none for those whose prompt the draft has not read yet."""
-    rest_rounds: int = 0
-    """Rounds for which the target is faster alone; then ask again."""
 
 
 @dataclass(slots=True)

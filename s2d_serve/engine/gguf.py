@@ -1,9 +1,9 @@
 """From one GGUF file to a folder of config.json, safetensors and tokenizer files.
 
 The conversion is written out here instead of going through transformers' loader, which refuses to
-save what it loaded, drops tensors that it does not know without a word, leaves out the splitting of
-digits (SmolLM2) and the NFC normaliser (Qwen2), and reads the file four times. The tests compare
-every tensor with that loader's. Whatever is not handled here is refused by name.
+save what it loaded, drops tensors that it does not know without a word, and leaves out the
+splitting of digits (SmolLM2) and the NFC normaliser (Qwen2). The tests compare every tensor with
+that loader's. Whatever is not handled here is refused by name.
 
 Precision: float tensors keep their type. Quantised ones become bfloat16: its rounding (2^-9) is far
 below theirs (2^-5 for 4 bits), files are half as large, and executors share them as mapped memory.
@@ -210,17 +210,17 @@ def _values(tensors: dict[str, ReaderTensor], config: Config) -> dict[str, Tenso
         if config.model_type == "llama" and "q_proj" in name:
             value = _in_halves(value, config.num_attention_heads)
         if config.model_type == "llama" and "k_proj" in name:
-            value = _in_halves(value, config.num_key_value_heads)
+            value = _in_halves(value, config.num_key_value_heads or config.num_attention_heads)
         values[name] = value.to(FLOAT_TYPES.get(tensor.tensor_type, torch.bfloat16))
     return values
 
 
-def _in_halves(rows: Tensor, num_heads: int | None) -> Tensor:
+def _in_halves(rows: Tensor, num_heads: int) -> Tensor:
     """Rows of a Llama projection whose heads ggml has reordered, in transformers' order.
 
     ggml rotates neighbours, (0, 1), (2, 3), ...; transformers rotates halves, (0, D / 2), ...
     """
-    pairs = rows.view(num_heads or 1, -1, 2, rows.shape[1])  # [H, D / 2, 2, hidden]
+    pairs = rows.view(num_heads, -1, 2, rows.shape[1])  # [H, D / 2, 2, hidden]
     return pairs.transpose(1, 2).reshape(rows.shape)
 
 

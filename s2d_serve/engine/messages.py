@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from s2d_serve.speculation.sampling import SamplingParams
+from s2d_serve.speculation.params import SamplingParams
 
 FinishReason = Literal["stop", "length"]
 
@@ -77,3 +77,26 @@ class StepResult:
     num_tokens: int
     """Tokens in the pass, all sequences together."""
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRequest:
+    """Who wants proposals in a round."""
+
+    target: str
+    limits: Mapping[str, int]
+    """Draft tokens at most, by sequence: a cap on what the policy chooses."""
+    is_probe: bool = False
+    """Draft a little even where it should not pay: first round after a rest."""
+    verify_costs: tuple[tuple[int, float], ...] = ()
+    """(tokens, seconds) of target passes that the draft took no part in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A round's proposals for the sequences of one target."""
+
+    proposals: Mapping[str, Proposal]
+    """By sequence; none for those whose prompt the draft has not read yet."""
+    rest_rounds: int = 0
+    """Rounds for which the target is faster alone; then ask again."""

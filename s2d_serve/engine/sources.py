@@ -109,7 +109,7 @@ def describe(model: ModelConfig) -> SourceStatus:
 def _describe_file(kind: Kind, model: ModelConfig) -> SourceStatus:
     path, digest = _checked_file(model)
     converted = (_converted_folder(path, digest) / MANIFEST).is_file()
-    note = "" if converted else "the first start converts it: about 30 s per GB of parameters"
+    note = "" if converted else "the first start converts it: a minute per billion parameters"
     return SourceStatus(kind, str(path), True, converted, path.stat().st_size, note)
 
 

@@ -6,8 +6,8 @@ The service must produce the same text; evaluation, `s2d generate` and tests use
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from s2d_serve.engine.drafter import Draft, Drafter, DraftRequest
-from s2d_serve.engine.messages import Outcome, Proposal, SequenceStart
+from s2d_serve.engine.drafter import Drafter
+from s2d_serve.engine.messages import Draft, DraftRequest, Outcome, Proposal, SequenceStart
 from s2d_serve.engine.target import TargetModel
 
 

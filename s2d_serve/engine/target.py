@@ -18,7 +18,8 @@ from s2d_serve.engine.messages import (
     TokenLogprobs,
 )
 from s2d_serve.engine.trunk import Trunk
-from s2d_serve.speculation.sampling import TokenCounts, sample
+from s2d_serve.speculation.params import TokenCounts
+from s2d_serve.speculation.sampling import sample
 from s2d_serve.speculation.verification import verify
 
 

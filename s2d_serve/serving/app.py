@@ -1,20 +1,19 @@
 """The app builder that deployment files name: `import_path: s2d_serve.serving.app:build`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application, Deployment
 
 from s2d_serve.config import AppConfig
-from s2d_serve.serving.directory import Directory
-from s2d_serve.serving.http import build_api
-from s2d_serve.serving.router import Router
 from s2d_serve.serving.servers import DraftServer, TargetServer
-from s2d_serve.serving.service import DRAFT, Service
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 ROUTER = "router"
+DRAFT = "draft"
 REPLICA_CPUS = 0.1
 """CPUs that Ray sets aside for each replica."""
 MAX_HTTP_REQUESTS = 1000
@@ -27,13 +26,19 @@ class HttpRouter:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, config: AppConfig, targets: dict[str, Any], draft: Any | None
     ) -> None:
+        from s2d_serve.serving.directory import Directory  # heavy: tokenizers come with torch
+        from s2d_serve.serving.router import Router
+        from s2d_serve.serving.service import Service
+
         app = serve.get_replica_context().app_name
         deployments = [*targets, *([] if draft is None else [DRAFT])]
         directory = Directory(app, deployments)
         self._service = Service(config, Router(config, targets, draft, directory), directory)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> "FastAPI":
         """Called by Serve after the constructor."""
+        from s2d_serve.serving.http import build_api
+
         return build_api(self._service)
 
 

@@ -1,4 +1,8 @@
-"""The actors that hold the models. Rounds reach them directly, by object references, past Serve."""
+"""The actors that hold the models. Rounds reach them directly, by object references, past Serve.
+
+torch is imported when a model is loaded: the replicas in front of the executors, which only start
+them, do without it.
+"""
 
 import asyncio
 import os
@@ -6,13 +10,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s2d_serve.config import DraftConfig, SpeculationConfig, TargetConfig
-from s2d_serve.engine.assemble import load_drafter, load_target
-from s2d_serve.engine.drafter import Draft, Drafter
-from s2d_serve.engine.messages import Outcome, Proposal, SequenceStart, StepResult
-from s2d_serve.engine.target import TargetModel
+from s2d_serve.engine.messages import Draft, Outcome, Proposal, SequenceStart, StepResult
 from s2d_serve.serving.batcher import Batcher
 from s2d_serve.serving.messages import (
     DraftCall,
@@ -24,7 +25,11 @@ from s2d_serve.serving.messages import (
     VerifyCall,
     VerifyReply,
 )
-from s2d_serve.speculation.sampling import SamplingParams
+from s2d_serve.speculation.params import SamplingParams
+
+if TYPE_CHECKING:
+    from s2d_serve.engine.drafter import Drafter
+    from s2d_serve.engine.target import TargetModel
 
 NOTHING = Proposal(base_length=0)
 MAX_REMEMBERED = 4096
@@ -125,6 +130,8 @@ class TargetExecutor:
         await asyncio.Event().wait()
 
     def _load(self) -> None:
+        from s2d_serve.engine.assemble import load_target
+
         self._model, checkpoint = load_target(self._config)
         self._info = ModelInfo(
             self._name,
@@ -307,6 +314,8 @@ class DraftExecutor:
         await asyncio.Event().wait()
 
     def _load(self) -> None:
+        from s2d_serve.engine.assemble import load_drafter
+
         self._drafter, checkpoint = load_drafter(self._config, self._targets)
         self._info = ModelInfo(
             "draft",

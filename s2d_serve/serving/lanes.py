@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s2d_serve.config import RouterConfig
-from s2d_serve.engine.drafter import DraftRequest
-from s2d_serve.engine.messages import Outcome, SequenceStart
+from s2d_serve.engine.messages import DraftRequest, Outcome, SequenceStart
 from s2d_serve.serving.messages import DraftCall, SequenceRef, VerifyCall, VerifyReply
-from s2d_serve.speculation.sampling import SamplingParams
+from s2d_serve.speculation.params import SamplingParams
 
 MAX_RETRY_S = 60.0
+NO_WORK_PAUSE_S = 0.02
+"""After a round in which no sequence took part: they all wait for a slot."""
 MAX_REMEMBERED_COSTS = 16
 """Costs of target passes kept for a draft that rests."""
 
@@ -166,6 +167,8 @@ class Lane:
             self._pending.popleft()
             self._deliver(reply)
             self._finish_draining()
+            if not any(result.outcomes for result in reply.results):
+                await asyncio.sleep(NO_WORK_PAUSE_S)
 
     def _served(self) -> list[LiveSequence]:
         return [s for i, s in self._sequences.items() if i not in self._draining]

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from s2d_serve.engine.drafter import Draft, DraftRequest
-from s2d_serve.engine.messages import SequenceStart, StepResult
+from s2d_serve.engine.messages import Draft, DraftRequest, SequenceStart, StepResult
 
 
 @dataclass(frozen=True, slots=True)

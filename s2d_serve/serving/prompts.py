@@ -13,7 +13,7 @@ from s2d_serve.engine.text import Detokenizer
 from s2d_serve.errors import bad_request
 from s2d_serve.serving.router import Generation
 from s2d_serve.speculation.noise import choice_seed
-from s2d_serve.speculation.sampling import SamplingParams
+from s2d_serve.speculation.params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

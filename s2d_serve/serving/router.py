@@ -21,14 +21,16 @@ from s2d_serve.errors import DeadlineError, OverloadedError, UnavailableError
 from s2d_serve.serving.directory import Directory
 from s2d_serve.serving.lanes import Lane, LaneEnds, LiveSequence, ReplicaLostError
 from s2d_serve.serving.messages import Lease
-from s2d_serve.speculation.sampling import SamplingParams
+from s2d_serve.speculation.params import SamplingParams
 
 MAX_OPENINGS = 5
 """Targets that one sequence may lose before it is given up."""
 STATE_CHECK_S = 2.0
 """A place that takes longer to come may be that of a target that is down."""
-DRAFT_WAIT_S = 0.5
-"""A new sequence waits so long for the draft's lease before it starts without."""
+REOPEN_PAUSE_S = 0.1
+"""Before a lost replica is replaced; doubles each time."""
+DRAFT_WAIT_S = 0.25
+"""A new sequence waits so long for a draft, if there was one lately; then it starts alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class Router:
         self._config = config
         self._targets = targets
         self._draft = draft
+        self._draft_was_there = True
         self._directory = directory
         self._lanes = Lanes(config)
         self._clock = clock
@@ -123,6 +126,7 @@ class Router:
                         if outcome.finish_reason is not None:
                             return
             except ReplicaLostError:
+                await asyncio.sleep(min(REOPEN_PAUSE_S * 2**opening, deadline - self._clock()))
                 sequence = self._sequence(generation)
                 sequence.token_ids[:] = delivered
         raise UnavailableError(
@@ -159,8 +163,10 @@ class Router:
         if sequence.max_draft_tokens:
             found = asyncio.Event()
             keeper = asyncio.create_task(self._keep_draft(place, found))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(found.wait(), DRAFT_WAIT_S)
+            if self._draft_was_there:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(found.wait(), DRAFT_WAIT_S)
+            self._draft_was_there = found.is_set()
         place.settle()
         try:
             yield
@@ -179,8 +185,10 @@ class Router:
                 lease = await stream.__anext__()
                 await place.move(lease)
                 found.set()
+                self._draft_was_there = True
                 await stream.__anext__()  # until the replica is lost
             except (RayError, RayServeException, StopAsyncIteration):
+                self._draft_was_there = False
                 await place.move(None)
             finally:
                 stream.cancel()

@@ -12,14 +12,12 @@ from s2d_serve.engine.checkpoint import load_tokenizer, same_vocabulary
 from s2d_serve.engine.sources import resolve
 from s2d_serve.engine.text import Detokenizer
 from s2d_serve.errors import ConfigError, UnknownModelError
+from s2d_serve.serving.app import DRAFT
 from s2d_serve.serving.directory import Directory, View
 from s2d_serve.serving.keys import Keys
 from s2d_serve.serving.messages import ModelInfo
 from s2d_serve.serving.prompts import Vocabulary
 from s2d_serve.serving.router import Router
-
-DRAFT = "draft"
-"""Name of the draft's deployment."""
 
 
 class Service:

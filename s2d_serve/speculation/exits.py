@@ -23,6 +23,5 @@ class ExitPolicy:
         return exit_index == self.deepest or self.thresholds[exit_index] <= 1.0
 
     def emits(self, exit_index: int, confidence: float) -> bool:
-        """Whether a token of this confidence is proposed, rather than handed to the next segment.
-        """
+        """Whether a token of this confidence is proposed rather than handed to the next exit."""
         return exit_index == self.deepest or confidence >= self.thresholds[exit_index]

@@ -37,12 +37,11 @@ def gumbel_noise(seed: int, position: int, token_ids: Tensor) -> Tensor:
 
 
 def noise_bits(seed: int, position: int, token_ids: Tensor) -> Tensor:
-    """The 32 random bits under `gumbel_noise`: [...] int64 in [0, 2^32), the same on every device.
-    """
+    """The 32 random bits under `gumbel_noise`: [...] int64 in [0, 2^32), equal on every device."""
     digest = hashlib.blake2b(_words(seed, position), digest_size=8).digest()
     first_key = int.from_bytes(digest[:4], "little")
     second_key = int.from_bytes(digest[4:], "little")
-    return _mix(((_mix(token_ids ^ first_key)) + second_key) & _MASK)
+    return _mix((_mix(token_ids.long() ^ first_key) + second_key) & _MASK)
 
 
 def choice_seed(seed: int, choice: int) -> int:
@@ -58,8 +57,7 @@ def _words(*values: int) -> bytes:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """A bijection of 32-bit integers that flips half of the output bits for any flipped input bit.
-    """
+    """A bijection of 32-bit integers: any flipped input bit flips half of the output bits."""
     bits = ((bits ^ (bits >> 16)) * _MULTIPLIERS[0]) & _MASK
     bits = ((bits ^ (bits >> 15)) * _MULTIPLIERS[1]) & _MASK
     return bits ^ (bits >> 15)

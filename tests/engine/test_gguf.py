@@ -189,7 +189,7 @@ def test_a_missing_or_misshapen_tensor_is_damage(tmp_path: Path, value: np.ndarr
         converted(tmp_path, file)
 
 
-@pytest.mark.parametrize("keep", [0, 3, 5000])
+@pytest.mark.parametrize("keep", [0, 3, 5000, -100])
 def test_a_damaged_file_is_an_error_of_ours(tmp_path: Path, keep: int) -> None:
     file = write_gguf(tmp_path / "m.gguf", tiny_model("llama", seed=1))
     file.write_bytes(file.read_bytes()[:keep])

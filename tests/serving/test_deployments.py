@@ -1,0 +1,75 @@
+"""Deployment files: valid by Serve's own schema and ours, and their overrides work."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ReplicaState, ServeDeploySchema
+
+from s2d_serve.config import AppConfig
+from s2d_serve.serving.app import build
+from tests.serving.conftest import APP, await_ready
+
+FILES = sorted(Path(__file__).parents[2].glob("deployments/*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_shipped_file_is_valid(file: Path) -> None:
+    """Its settings exist, each model's type is written out, and it stays on this machine."""
+    content = yaml.safe_load(file.read_text("utf-8"))
+    schema = ServeDeploySchema.model_validate(content)
+    assert schema.http_options.host == "127.0.0.1"
+    (app,) = schema.applications
+    config = AppConfig.model_validate(app.args)
+    assert len(config.targets) >= 2
+    models = [app.args["draft"], *app.args["targets"].values()]
+    assert all(model["dtype"] == "bfloat16" for model in models)
+    assert build(config) is not None
+
+
+def num_running(deployment: str) -> int:
+    """Replicas that serve."""
+    status = serve.status().applications[APP].deployments.get(deployment)
+    return 0 if status is None else status.replica_states.get(ReplicaState.RUNNING, 0)
+
+
+@pytest.mark.ray
+def test_overrides_and_several_replicas(base_url: str, tiny_args: dict[str, Any]) -> None:
+    """Two routers, two replicas of a target: one text, whoever serves it."""
+    app = {
+        "name": APP,
+        "route_prefix": "/",
+        "import_path": "s2d_serve.serving.app:build",
+        "args": tiny_args,
+        "deployments": [
+            {"name": "router", "num_replicas": 2},
+            {"name": "tiny", "num_replicas": 2, "max_ongoing_requests": 3},
+        ],
+    }
+    client = _get_global_client()
+    assert client is not None
+    schema = ServeDeploySchema.model_validate({"applications": [app]})
+    client.deploy_apps(schema, _blocking=False)
+    deadline = time.monotonic() + 180
+    while num_running("router") < 2 or num_running("tiny") < 2:
+        assert time.monotonic() < deadline, serve.status()
+        time.sleep(0.5)
+    await_ready(base_url)
+    body = {"model": "tiny", "prompt": "the", "max_tokens": 60, "temperature": 0.9, "seed": 1}
+
+    async def ask(number: int) -> list[str]:
+        async with httpx.AsyncClient(timeout=60) as http:
+            answers = await asyncio.gather(
+                *(http.post(f"{base_url}/v1/completions", json=body) for _ in range(number))
+            )
+        return [answer.json()["choices"][0]["text"] for answer in answers]
+
+    texts = asyncio.run(ask(12))
+    assert len(set(texts)) == 1
+    assert len(texts[0]) > 20

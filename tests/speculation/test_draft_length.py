@@ -1,0 +1,268 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s2d_serve.speculation.draft_length import (
+    COST_WEIGHT,
+    DECAY,
+    MAX_REST_ROUNDS,
+    MIN_REST_ROUNDS,
+    PRIOR_ACCEPTANCE,
+    PROBE_TOKENS,
+    AcceptanceEstimate,
+    CostCurve,
+    DraftLengthPolicy,
+)
+from tests.speculation.examples import fixed_examples
+from tests.speculation.world import flat
+
+CERTAIN = 1e9
+"""Rounds on record that no prior outweighs."""
+
+probabilities = st.floats(0.0, 1.0)
+costs = st.floats(0.01, 3.0)
+
+
+def known(acceptance: list[float]) -> AcceptanceEstimate:
+    """A record that leaves no doubt about each position."""
+    return AcceptanceEstimate([CERTAIN] * len(acceptance), [CERTAIN * a for a in acceptance])
+
+
+def informed(
+    max_draft_tokens: int, acceptance: list[float], draft_step_s: float, verify_s: dict[int, float]
+) -> DraftLengthPolicy:
+    """A policy that knows all there is to know."""
+    return DraftLengthPolicy(
+        max_draft_tokens,
+        acceptance=known(acceptance),
+        draft_step_s=CostCurve({1: draft_step_s}),
+        verify_s=CostCurve(verify_s),
+    )
+
+
+def chosen(policy: DraftLengthPolicy, num_rows: int = 1, probe: bool = False) -> int:
+    """The length for sequences of which nothing is known yet."""
+    lengths = set(policy.choose([AcceptanceEstimate() for _ in range(num_rows)], probe))
+    assert len(lengths) == 1
+    return lengths.pop()
+
+
+# Acceptance
+
+
+def test_a_round_says_nothing_about_what_follows_a_rejection() -> None:
+    estimate = AcceptanceEstimate()
+    estimate.record(num_drafted=4, num_accepted=1)
+    assert (estimate.tried, estimate.accepted) == ([1.0, 1.0], [1.0, 0.0])
+    estimate.record(num_drafted=2, num_accepted=2)
+    assert estimate.tried == [1 + DECAY, 1 + DECAY]
+    assert estimate.accepted == [1 + DECAY, 1.0]
+    estimate.record(num_drafted=3, num_accepted=3)
+    assert estimate.tried[2] == estimate.accepted[2] == 1.0
+
+
+def test_what_is_no_longer_tried_is_forgotten() -> None:
+    estimate = AcceptanceEstimate()
+    for _ in range(50):
+        estimate.record(2, 1)
+    assert estimate.probability(1, prior=0.9, prior_weight=2.0) < 0.1
+    for _ in range(200):
+        estimate.record(1, 1)
+    assert estimate.probability(0, prior=0.5, prior_weight=2.0) > 0.9
+    assert estimate.probability(1, prior=0.9, prior_weight=2.0) == pytest.approx(0.9, abs=0.01)
+
+
+def test_an_estimate_weighs_its_record_against_the_prior() -> None:
+    estimate = AcceptanceEstimate(tried=[6.0], accepted=[3.0])
+    assert estimate.probability(0, prior=0.8, prior_weight=2.0) == pytest.approx(4.6 / 8)
+    assert estimate.probability(1, prior=0.8, prior_weight=2.0) == 0.8
+    assert AcceptanceEstimate().probability(0, prior=0.25, prior_weight=9.0) == 0.25
+
+
+@fixed_examples
+@given(st.lists(st.integers(0, 6).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n)))))
+def test_estimates_are_probabilities(rounds: list[tuple[int, int]]) -> None:
+    estimate = AcceptanceEstimate()
+    for num_drafted, num_accepted in rounds:
+        estimate.record(num_drafted, num_accepted)
+    for position in range(8):
+        assert 0.0 <= estimate.probability(position, 0.7, 2.0) <= 1.0
+
+
+# Costs
+
+
+def test_a_cost_curve_goes_through_its_points() -> None:
+    curve = CostCurve({2: 1.0, 4: 2.0, 10: 5.0})
+    assert [curve(n) for n in (2, 3, 4, 7, 10)] == [1.0, 1.5, 2.0, 3.5, 5.0]
+    assert curve(11) == curve(1000) == 5.0
+    assert curve(1) == 0.5
+    assert CostCurve({4: 2.0, 6: 2.2})(1) == pytest.approx(1.7)
+    assert CostCurve({4: 2.0, 6: 4.0})(1) == 1.0  # the line goes to -1: half of the least
+
+
+def test_a_lone_point_is_taken_everywhere() -> None:
+    assert math.isnan(CostCurve()(1))
+    curve = CostCurve()
+    curve.record(4, 2.0)
+    assert [curve(n) for n in (1, 3, 4, 5, 100)] == [2.0] * 5
+
+
+def test_a_cost_follows_new_measurements() -> None:
+    curve = CostCurve()
+    curve.record(4, 2.0)
+    curve.record(4, 3.0)
+    assert curve(4) == pytest.approx(2.0 + COST_WEIGHT)
+    for _ in range(50):
+        curve.record(4, 7.0)
+    assert curve(4) == pytest.approx(7.0, rel=1e-3)
+
+
+@fixed_examples
+@given(st.dictionaries(st.integers(1, 40), costs, min_size=1), st.integers(0, 50))
+def test_costs_stay_between_half_the_least_and_the_largest(
+    seconds: dict[int, float], num_tokens: int
+) -> None:
+    curve = CostCurve(dict(zip(sorted(seconds), sorted(seconds.values()), strict=True)))
+    least, largest = min(seconds.values()), max(seconds.values())
+    assert least / 2 <= curve(num_tokens) <= largest + 1e-12
+    assert curve(num_tokens) <= curve(num_tokens + 1) + 1e-12
+    assert all(curve(n) == pytest.approx(s) for n, s in curve.seconds.items())
+
+
+# The choice
+
+
+@settings(fixed_examples, max_examples=300)
+@given(
+    st.lists(probabilities, min_size=6, max_size=6),
+    costs,
+    st.lists(costs, min_size=28, max_size=28),
+    st.integers(1, 4),
+)
+def test_the_length_is_the_best_of_all(
+    acceptance: list[float], draft_step_s: float, verify_s: list[float], num_rows: int
+) -> None:
+    verify_s = sorted(verify_s)
+    policy = informed(6, acceptance, draft_step_s, dict(enumerate(verify_s, start=1)))
+    rates = []
+    for length in range(7):
+        reach = [math.prod(acceptance[: position + 1]) for position in range(length)]
+        seconds = verify_s[num_rows * (1 + length) - 1] + length * draft_step_s
+        rates.append(num_rows * (1 + sum(reach)) / seconds)
+    length = chosen(policy, num_rows)
+    if verify_s[num_rows - 1] > verify_s[0] / 2:
+        assert rates[length] == pytest.approx(max(rates), rel=1e-6)
+
+
+def test_a_sequences_own_record_counts() -> None:
+    policy = informed(8, [0.8] * 8, 0.1, {1: 1.0})
+    usual = chosen(policy)
+    (longer,) = policy.choose([known([0.97] * 8)])
+    (none,) = policy.choose([known([0.01] * 8)])
+    assert 0 == none < usual < longer == 8
+    # a new sequence has the target's record, and a few rounds do not overturn it
+    young = AcceptanceEstimate()
+    policy.record(young, 2, 0)
+    assert 0 < policy.choose([young])[0] <= usual
+
+
+def test_the_length_serves_all_sequences_of_the_round() -> None:
+    policy = informed(8, [0.8] * 8, 0.1, {1: 1.0})
+    good, bad = known([0.95] * 8), known([0.1] * 8)
+    (long,) = policy.choose([good])
+    (short,) = policy.choose([bad])
+    both = policy.choose([good, bad, good])
+    assert len(set(both)) == 1
+    assert short <= both[0] <= long
+
+
+def test_positions_without_a_record_stand_on_the_one_before() -> None:
+    policy = informed(8, [0.97, 0.97], 0.1, {1: 1.0})
+    assert chosen(policy) == 8
+    policy = informed(8, [0.3, 0.3], 0.25, {1: 1.0})
+    assert chosen(policy) <= 1
+
+
+def test_verification_that_costs_by_the_token_shortens() -> None:
+    by_batch = {n: 1.0 + 0.05 * max(0, n - 8) for n in range(1, 400)}
+    lengths = [
+        chosen(informed(8, [0.8] * 8, 0.05, by_batch), num_rows) for num_rows in (1, 2, 4, 8, 32)
+    ]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] >= 4
+    assert lengths[-1] <= 1
+    alone = [chosen(informed(8, [0.8] * 8, 0.05, {1: 1.0}), num_rows) for num_rows in (1, 32)]
+    assert alone[0] == alone[1] >= 6
+
+
+@fixed_examples
+@given(st.integers(0, 9), st.lists(probabilities, max_size=9), costs, st.booleans(), st.booleans())
+def test_the_cap_holds(
+    cap: int, acceptance: list[float], draft_step_s: float, probe: bool, promising: bool
+) -> None:
+    policy = informed(cap, acceptance, draft_step_s, dict.fromkeys(range(1, 12), 1.0))
+    policy.promising = promising
+    assert 0 <= chosen(policy, probe=probe) <= cap
+    assert 0 <= chosen(DraftLengthPolicy(cap), probe=probe) <= cap
+
+
+def test_a_fixed_length_is_kept_whatever_happens() -> None:
+    policy = DraftLengthPolicy(5, adaptive=False)
+    record = AcceptanceEstimate()
+    for _ in range(100):
+        assert policy.choose([record, record]) == [5, 5]
+        policy.record(record, 5, 0)
+        policy.draft_step_s.record(2, 9.0)
+        policy.verify_s.record(12, flat(12))
+
+
+def test_the_first_rounds_are_probes() -> None:
+    policy = DraftLengthPolicy(8)
+    assert chosen(policy) == PROBE_TOKENS
+    policy.verify_s.record(3, 1.0)
+    assert chosen(policy) == PROBE_TOKENS
+    policy.draft_step_s.record(1, 0.01)
+    assert chosen(policy) > PROBE_TOKENS
+    assert 0.5 < PRIOR_ACCEPTANCE < 1.0
+
+
+def test_rests_grow_while_probes_fail_and_start_over_when_drafting_pays() -> None:
+    policy = informed(8, [0.0], 0.5, {1: 1.0})
+    assert chosen(policy) == 0
+    assert policy.rest_rounds == MIN_REST_ROUNDS
+    rests = []
+    for _ in range(8):
+        assert chosen(policy, probe=True) == PROBE_TOKENS
+        rests.append(policy.rest_rounds)
+        assert chosen(policy) == 0
+    assert rests == [min(MIN_REST_ROUNDS * 2**i, MAX_REST_ROUNDS) for i in range(1, 9)]
+    policy.acceptance = known([0.9] * 8)
+    assert chosen(policy) > 0
+    assert policy.rest_rounds == MIN_REST_ROUNDS
+
+
+def test_a_proposal_accepted_whole_is_followed_up() -> None:
+    policy = informed(8, [0.0], 0.5, {1: 1.0})
+    policy.record(AcceptanceEstimate(), 2, 2)
+    assert chosen(policy) == PROBE_TOKENS
+    assert policy.rest_rounds == MIN_REST_ROUNDS
+    policy.record(AcceptanceEstimate(), 0, 0)  # a round without a proposal says nothing
+    assert chosen(policy) == PROBE_TOKENS
+    policy.record(AcceptanceEstimate(), 2, 1)
+    assert chosen(policy) == 0
+
+
+def test_a_proposal_accepted_whole_is_not_followed_up_by_a_draft_that_is_too_slow() -> None:
+    policy = informed(8, [0.0], 1.5, {1: 1.0})
+    policy.record(AcceptanceEstimate(), 2, 2)
+    assert chosen(policy) == 0
+
+
+def test_a_round_of_no_sequences_is_no_probe() -> None:
+    policy = informed(8, [0.0], 0.5, {1: 1.0})
+    assert policy.choose([], probe=True) == []
+    assert policy.rest_rounds == MIN_REST_ROUNDS
+    assert DraftLengthPolicy(8).choose([]) == []

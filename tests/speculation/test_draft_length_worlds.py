@@ -1,0 +1,110 @@
+"""The policy at work: what it loses against the best fixed length, and against no draft at all."""
+
+from collections.abc import Callable
+from statistics import fmean
+
+import pytest
+
+from s2d_serve.speculation.draft_length import DraftLengthPolicy
+from tests.speculation.world import World, flat, rising, saturating
+
+MAX_DRAFT_TOKENS = 8
+
+HOPEFUL = [
+    # acceptance by position, draft step, verification, rows
+    ([0.95], 0.05, flat, 1),
+    ([0.95], 0.3, flat, 1),
+    ([0.9], 0.3, flat, 1),
+    ([0.9], 0.1, rising, 4),
+    ([0.8], 0.1, flat, 4),
+    ([0.8], 0.2, saturating, 4),
+    ([0.7], 0.05, saturating, 1),
+    ([0.7], 0.3, flat, 1),
+    ([0.9, 0.8, 0.7, 0.5, 0.3], 0.1, flat, 1),
+    ([0.9, 0.8, 0.7, 0.5, 0.3], 0.1, saturating, 4),
+    ([0.5], 0.05, flat, 4),
+]
+
+HOPELESS = [
+    ([0.0], 0.05, flat, 1),
+    ([0.0], 1.0, flat, 4),
+    ([0.0], 3.0, flat, 1),
+    ([0.05], 0.3, rising, 1),
+    ([0.1], 1.0, saturating, 4),
+    ([0.3], 0.5, rising, 4),
+    ([0.6], 0.7, flat, 1),
+    ([0.97], 1.2, flat, 1),  # accepted, and too slow to be of use
+    ([0.97], 3.0, saturating, 4),
+]
+
+
+@pytest.mark.parametrize(("acceptance", "draft_step_s", "verify_s", "num_rows"), HOPEFUL)
+def test_the_length_comes_close_to_the_best(
+    acceptance: list[float], draft_step_s: float, verify_s: Callable[[int], float], num_rows: int
+) -> None:
+    world = World(DraftLengthPolicy(MAX_DRAFT_TOKENS), acceptance, draft_step_s, verify_s, num_rows)
+    assert world.best_rate() > 1.1 * world.rate_of([0])
+    world.run(300)
+    assert world.run(1000) > 0.95 * world.best_rate()
+
+
+@pytest.mark.parametrize(("acceptance", "draft_step_s", "verify_s", "num_rows"), HOPELESS)
+def test_a_hopeless_draft_costs_little_from_the_start(
+    acceptance: list[float], draft_step_s: float, verify_s: Callable[[int], float], num_rows: int
+) -> None:
+    world = World(DraftLengthPolicy(MAX_DRAFT_TOKENS), acceptance, draft_step_s, verify_s, num_rows)
+    assert world.best_rate() < 1.01 * world.rate_of([0])
+    assert world.run(1000) > 0.95 * world.rate_of([0])
+    assert world.run(2000) > 0.97 * world.rate_of([0])
+    lengths = world.lengths[-2000:]
+    assert sum(length > 0 for length in lengths) < 0.05 * len(lengths)
+    assert any(lengths), "it must be tried now and then"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_it_gives_up_and_comes_back_as_acceptance_falls_and_rises(seed: int) -> None:
+    world = World(DraftLengthPolicy(MAX_DRAFT_TOKENS), [0.9], 0.1, seed=seed)
+    world.run(300)
+    assert world.run(100) > 0.97 * world.best_rate()
+    world.acceptance = [0.03]
+    world.run(150)
+    assert world.run(600) > 0.97 * world.rate_of([0])
+    assert world.lengths[-100:].count(0) >= 95
+    world.acceptance = [0.9]
+    world.run(600)  # the longest rest, twice
+    assert world.run(200) > 0.97 * world.best_rate()
+    assert fmean(world.lengths[-200:]) > 5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_gives_up_when_the_draft_becomes_slow(seed: int) -> None:
+    world = World(DraftLengthPolicy(MAX_DRAFT_TOKENS), [0.9], 0.1, seed=seed)
+    world.run(300)
+    world.draft_step_s = 2.0
+    world.run(50)
+    assert world.run(1000) > 0.95 * world.rate_of([0])
+    world.draft_step_s = 0.1
+    world.run(1000)  # a few probes: the cost is a running mean
+    assert world.run(200) > 0.95 * world.best_rate()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_deep_positions_are_tried_again(seed: int) -> None:
+    """What was learnt of them when they failed does not stay for good."""
+    world = World(DraftLengthPolicy(MAX_DRAFT_TOKENS), [0.95, 0.95, 0.95, 0.2], 0.1, seed=seed)
+    world.run(500)
+    assert fmean(world.lengths[-200:]) < 4.5
+    world.acceptance = [0.95]
+    world.run(150)
+    assert world.run(200) > 0.95 * world.best_rate()
+
+
+def test_a_batch_that_fills_the_device_is_drafted_for_less() -> None:
+    mean_lengths = []
+    for num_rows in (1, 8, 32):
+        policy = DraftLengthPolicy(MAX_DRAFT_TOKENS)
+        world = World(policy, [0.8], 0.05, saturating, num_rows)
+        world.run(100)
+        world.run(300)
+        mean_lengths.append(fmean(world.lengths[-300:]))
+    assert mean_lengths[0] > mean_lengths[1] + 1 > mean_lengths[2] + 1.5
