@@ -53,8 +53,8 @@ def run(deployment: DeploymentFile) -> int:
     if problem is not None:
         raise ConfigError(f"{problem}; stop that, or change http_options.port")
     weights.fetch(deployment.config)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)  # SIGINT, too: in a script's background it is ignored
     server = Server(deployment)
     try:
         server.wait_ready()

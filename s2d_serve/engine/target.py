@@ -63,7 +63,7 @@ class TargetModel:
         return len(self._free_slots)
 
     def open(self, start: SequenceStart) -> None:
-        """Give a sequence a slot; one of the same id is dropped first. Needs `num_free_slots` > 0."""
+        """Give a sequence a slot, in place of one of its id. Needs `num_free_slots` > 0."""
         self.close(start.sequence_id)
         assert len(start.token_ids) - start.num_prompt_tokens < start.max_tokens
         assert start.num_prompt_tokens + start.max_tokens <= self.trunk.cache.capacity

@@ -15,9 +15,9 @@ from ray.serve.schema import DeploymentStatus  # type: ignore[attr-defined]  # p
 from ray.util import list_named_actors
 
 from s2d_serve.api.info import State
-from s2d_serve.serving.lanes import value_of
 from s2d_serve.serving.messages import ExecutorStatus, ModelInfo
 from s2d_serve.serving.servers import executor_name
+from s2d_serve.serving.tasks import value_of
 
 ANSWER_S = 3.0
 """An executor that takes longer to answer is not ready."""

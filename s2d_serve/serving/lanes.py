@@ -8,16 +8,15 @@ is off the critical path. While it rests, or is lost, the target decodes several
 """
 
 import asyncio
-import contextvars
 import itertools
 from collections import deque
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from s2d_serve.config import RouterConfig
 from s2d_serve.engine.messages import DraftRequest, Outcome, SequenceStart
 from s2d_serve.serving.messages import DraftCall, SequenceRef, VerifyCall, VerifyReply
+from s2d_serve.serving.tasks import spawn, value_of
 from s2d_serve.speculation.params import SamplingParams
 
 MAX_RETRY_S = 60.0
@@ -295,22 +294,3 @@ class Lane:
                 self._sequences.pop(sequence_id, None)
                 if not drained.done():
                     drained.set_result(None)
-
-
-async def value_of(ref: Any) -> Any:
-    """Await an object reference as a coroutine, which asyncio's tools ask for."""
-    return await ref
-
-
-def spawn(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task that outlives the request it is started from.
-
-    Serve cancels what runs in a request's context when that request ends: so a context of its own.
-    """
-    task = asyncio.get_running_loop().create_task(coroutine, context=contextvars.Context())
-    _spawned.add(task)
-    task.add_done_callback(_spawned.discard)
-    return task
-
-
-_spawned: set[asyncio.Task[None]] = set()

@@ -14,9 +14,10 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from s2d_serve.config import DraftConfig, ModelConfig, SpeculationConfig, TargetConfig
 from s2d_serve.errors import S2DError
-from s2d_serve.serving.executors import DraftExecutor, TargetExecutor
-from s2d_serve.serving.lanes import spawn, value_of
+from s2d_serve.serving.draft_executor import DraftExecutor
 from s2d_serve.serving.messages import Lease, ModelInfo
+from s2d_serve.serving.target_executor import TargetExecutor
+from s2d_serve.serving.tasks import spawn, value_of
 
 EXECUTOR_PREFIX = "s2d-executor"
 THREADS_SLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}

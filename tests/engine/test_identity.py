@@ -31,10 +31,7 @@ PREFILL_CHUNK = 64
 EXITS = (10, 20, 30)
 SPECULATION = {
     "adaptive exits": SpeculationConfig(
-        max_draft_tokens=4, draft_length="fixed", thresholds=(0.95, 0.9)
-    ),
-    "exit 20": SpeculationConfig(
-        max_draft_tokens=2, draft_length="fixed", deepest_exit=20, thresholds=(1.5,)
+        max_draft_tokens=4, draft_length="fixed", thresholds=(0.97, 0.95)
     ),
     "whole draft": SpeculationConfig(
         max_draft_tokens=7, draft_length="fixed", thresholds=(1.5, 1.5)
@@ -95,6 +92,7 @@ def models() -> Iterator[Models]:
                 {
                     "source": SMOLLM2,
                     "dtype": "float32",
+                    "num_threads": 1,
                     "weight_rounding": rounding,
                     "prefill_chunk": PREFILL_CHUNK,
                     "max_context": 512,
@@ -107,6 +105,7 @@ def models() -> Iterator[Models]:
     draft = DraftConfig(
         source=SMOLLM2,
         dtype="float32",
+        num_threads=1,
         exit_layers=EXITS,
         prefill_chunk=PREFILL_CHUNK,
         max_context=512,
@@ -212,13 +211,14 @@ def test_greedy_texts_are_those_of_generate(models: Models, target: str) -> None
 
 
 def test_sampled_texts_are_the_same_however_they_are_speculated(models: Models) -> None:
+    """Without a draft, then with other exits, other lengths, another batch."""
     params = SamplingParams(temperature=0.8, top_p=0.95)
     expected, _ = loop_texts(models, "whole", None, params)
     assert len({tuple(text) for text in expected}) == NUM_PROMPTS
-    for speculation, batch_size in (("adaptive exits", NUM_PROMPTS), ("exit 20", 4)):
+    for speculation, batch_size in (("adaptive exits", NUM_PROMPTS), ("whole draft", 5)):
         texts, statistics = loop_texts(models, "whole", speculation, params, batch_size)
         assert texts == expected
-        assert_speculated(statistics)
-    texts, statistics = loop_texts(models, "whole", "whole draft", params, NUM_PROMPTS - 1)
-    assert texts == expected
-    assert statistics.acceptance_rate == 1.0, "the draft is the target itself"
+        if speculation == "whole draft":
+            assert statistics.acceptance_rate == 1.0, "the draft is the target itself"
+        else:
+            assert_speculated(statistics)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from ray import serve
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ReplicaState, ServeDeploySchema
+from ray.serve.schema import ReplicaState, ServeDeploySchema  # type: ignore[attr-defined]
 
 from s2d_serve.config import AppConfig
 from s2d_serve.serving.app import build

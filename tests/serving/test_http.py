@@ -179,9 +179,7 @@ async def test_requests_reach_the_router_as_asked(fake: FakeService) -> None:
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_nothing_that_the_schema_suggests_is_our_fault(
-    weights: Path, mode: GenerationMode
-) -> None:
+def test_nothing_that_the_schema_suggests_is_our_fault(weights: Path, mode: GenerationMode) -> None:
     """Bodies that fit the OpenAPI schema, and bodies that do not: never a 500."""
     api = build_api(fake_service(weights).service)
     schema = schemathesis.openapi.from_asgi("/openapi.json", api)

@@ -13,9 +13,10 @@ from s2d_serve.config import AppConfig, TargetConfig
 from s2d_serve.engine.assemble import load_target
 from s2d_serve.engine.messages import Draft, Outcome, Proposal, SequenceStart
 from s2d_serve.engine.step import ReferenceLoop
-from s2d_serve.serving.executors import DraftExecutor, TargetExecutor
+from s2d_serve.serving.draft_executor import DraftExecutor
 from s2d_serve.serving.lanes import Lane, LaneEnds, LiveSequence
 from s2d_serve.serving.messages import DraftCall, DraftReply, SequenceRef, VerifyCall
+from s2d_serve.serving.target_executor import TargetExecutor
 from s2d_serve.speculation.params import SamplingParams
 
 pytestmark = pytest.mark.ray

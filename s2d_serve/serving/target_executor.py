@@ -1,22 +1,20 @@
-"""The actors that hold the models. Rounds reach them directly, by object references, past Serve.
+"""The actor that holds a target. Rounds reach it directly, by object references, past Serve.
 
-torch is imported when a model is loaded: the replicas in front of the executors, which only start
-them, do without it.
+torch is imported when the model is loaded: the replica in front of it, which only starts it, does
+without.
 """
 
 import asyncio
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from s2d_serve.config import DraftConfig, SpeculationConfig, TargetConfig
+from s2d_serve.config import TargetConfig
 from s2d_serve.engine.messages import Draft, Outcome, Proposal, SequenceStart, StepResult
 from s2d_serve.serving.batcher import Batcher
 from s2d_serve.serving.messages import (
-    DraftCall,
     DraftReply,
     DraftState,
     ExecutorStatus,
@@ -25,27 +23,16 @@ from s2d_serve.serving.messages import (
     VerifyCall,
     VerifyReply,
 )
+from s2d_serve.serving.remembered import Remembered
+from s2d_serve.serving.tasks import value_of
 from s2d_serve.speculation.params import SamplingParams
 
 if TYPE_CHECKING:
-    from s2d_serve.engine.drafter import Drafter
     from s2d_serve.engine.target import TargetModel
 
 NOTHING = Proposal(base_length=0)
-MAX_REMEMBERED = 4096
-"""Ended sequences, and lanes' last replies, that an executor remembers."""
 SELF_TEST_AGE_S = 5.0
 """A model that gave no token for so long decodes one when it is asked how it is."""
-
-
-class Remembered(OrderedDict[str, Any]):
-    """The latest `MAX_REMEMBERED` entries."""
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
-        self.move_to_end(key)
-        if len(self) > MAX_REMEMBERED:
-            self.popitem(last=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -236,128 +223,9 @@ async def _proposals(refs: Sequence[Any], patience_s: float) -> tuple[DraftReply
     if not refs:
         return nothing, "none"
     try:
-        reply = await asyncio.wait_for(_value(refs[0]), patience_s)
+        reply = await asyncio.wait_for(value_of(refs[0]), patience_s)
     except TimeoutError:
         return nothing, "late"
     except Exception:  # a dead draft, however Ray words it, costs no more than its proposal
         return nothing, "dead"
     return (reply, "ok") if isinstance(reply, DraftReply) else (nothing, "dead")
-
-
-async def _value(ref: Any) -> Any:
-    return await ref
-
-
-@dataclass(slots=True, eq=False)
-class DraftTurn:
-    """A propose call in the passes."""
-
-    call: DraftCall
-    results: tuple[StepResult, ...]
-
-
-class DraftExecutor:
-    """Drafts for all lanes of all targets, in the same forward passes."""
-
-    def __init__(self, config: DraftConfig, targets: Mapping[str, SpeculationConfig]) -> None:
-        self._config = config
-        self._targets = targets
-        self._drafter: Drafter
-        self._info: ModelInfo
-        self._left = Remembered()
-        self._last_decode = 0.0
-        self._batcher: Batcher[DraftTurn, DraftReply] = Batcher(
-            self._run_pass, lambda: self._drafter.prefill()
-        )
-
-    async def load(self) -> ModelInfo:
-        """Load the weights; the first call to make.
-
-        Raises: S2DError of any kind.
-        """
-        await self._batcher.run(self._load)
-        return self._info
-
-    async def propose(self, call: DraftCall, refs: Sequence[Any]) -> DraftReply:
-        """Proposals for one lane's next round.
-
-        Args:
-            refs: a reference to the lane's last `VerifyReply`, or nothing.
-        """
-        results: tuple[StepResult, ...] = ()
-        for ref in refs:
-            results = (await _value(ref)).results
-        return await self._batcher.submit(DraftTurn(call, results))
-
-    async def leave(self, sequence_id: str) -> None:
-        """End a sequence for good, whatever calls about it are still under way."""
-        await self._batcher.run(lambda: self._forget(sequence_id))
-
-    async def status(self) -> ExecutorStatus:
-        """Life signs; an idle draft first reads and drafts a token to show that it can.
-
-        Raises: what the forward pass raises.
-        """
-        if time.monotonic() - self._last_decode > SELF_TEST_AGE_S:
-            await self._batcher.run(self._self_test)
-        draft = self._drafter.draft
-        return ExecutorStatus(
-            self._info,
-            os.getpid(),
-            len(draft.sequences),
-            self._config.max_sequences,
-            time.monotonic() - self._last_decode,
-        )
-
-    async def wait_closed(self) -> None:
-        """Never returns: a caller learns of this process's end by the error."""
-        await asyncio.Event().wait()
-
-    def _load(self) -> None:
-        from s2d_serve.engine.assemble import load_drafter
-
-        self._drafter, checkpoint = load_drafter(self._config, self._targets)
-        self._info = ModelInfo(
-            "draft",
-            checkpoint.digest,
-            self._config.dtype,
-            self._config.max_context,
-            tuple(sorted(checkpoint.eos_token_ids)),
-            self._drafter.draft.exit_layers,
-        )
-
-    def _run_pass(self, turns: Sequence[DraftTurn]) -> list[tuple[DraftTurn, DraftReply]]:
-        """Learn from the last round, then draft for the next: all lanes together."""
-        started = time.perf_counter()
-        unknown: list[set[str]] = []
-        for turn in turns:
-            target = turn.call.request.target
-            for start in turn.call.joins:
-                if start.sequence_id not in self._left:
-                    self._drafter.open(start, target)
-            missing = {i for i in turn.call.request.limits if not self._drafter.is_open(i)}
-            for result in turn.results:
-                missing.update(self._drafter.learn(target, result))
-            unknown.append(missing)
-        drafts = self._drafter.propose([turn.call.request for turn in turns])
-        if any(draft.proposals for draft in drafts):
-            self._last_decode = time.monotonic()
-        seconds = time.perf_counter() - started
-        return [
-            (turn, DraftReply(draft, tuple(missing), seconds))
-            for turn, draft, missing in zip(turns, drafts, unknown, strict=True)
-        ]
-
-    def _forget(self, sequence_id: str) -> None:
-        self._left[sequence_id] = None
-        self._drafter.close(sequence_id)
-
-    def _self_test(self) -> None:
-        """Draft one token of a sequence of our own, if a slot is free."""
-        draft = self._drafter.draft
-        start = SequenceStart("self-test", 0, (0,), 1, SamplingParams(temperature=0.0), 2)
-        pairing = next(iter(self._drafter.pairings.values()))
-        if draft.open(start, pairing.exits):
-            draft.propose({"self-test": 1}, [])
-            draft.close("self-test")
-            self._last_decode = time.monotonic()

@@ -1,0 +1,135 @@
+"""The actor that holds the draft; like the one of a target, it imports torch when it loads."""
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from s2d_serve.config import DraftConfig, SpeculationConfig
+from s2d_serve.engine.messages import SequenceStart, StepResult
+from s2d_serve.serving.batcher import Batcher
+from s2d_serve.serving.messages import DraftCall, DraftReply, ExecutorStatus, ModelInfo
+from s2d_serve.serving.remembered import Remembered
+from s2d_serve.serving.target_executor import SELF_TEST_AGE_S
+from s2d_serve.serving.tasks import value_of
+from s2d_serve.speculation.params import SamplingParams
+
+if TYPE_CHECKING:
+    from s2d_serve.engine.drafter import Drafter
+
+
+@dataclass(slots=True, eq=False)
+class DraftTurn:
+    """A propose call in the passes."""
+
+    call: DraftCall
+    results: tuple[StepResult, ...]
+
+
+class DraftExecutor:
+    """Drafts for all lanes of all targets, in the same forward passes."""
+
+    def __init__(self, config: DraftConfig, targets: Mapping[str, SpeculationConfig]) -> None:
+        self._config = config
+        self._targets = targets
+        self._drafter: Drafter
+        self._info: ModelInfo
+        self._left = Remembered()
+        self._last_decode = 0.0
+        self._batcher: Batcher[DraftTurn, DraftReply] = Batcher(
+            self._run_pass, lambda: self._drafter.prefill()
+        )
+
+    async def load(self) -> ModelInfo:
+        """Load the weights; the first call to make.
+
+        Raises: S2DError of any kind.
+        """
+        await self._batcher.run(self._load)
+        return self._info
+
+    async def propose(self, call: DraftCall, refs: Sequence[Any]) -> DraftReply:
+        """Proposals for one lane's next round.
+
+        Args:
+            refs: a reference to the lane's last `VerifyReply`, or nothing.
+        """
+        results: tuple[StepResult, ...] = ()
+        for ref in refs:
+            results = (await value_of(ref)).results
+        return await self._batcher.submit(DraftTurn(call, results))
+
+    async def leave(self, sequence_id: str) -> None:
+        """End a sequence for good, whatever calls about it are still under way."""
+        await self._batcher.run(lambda: self._forget(sequence_id))
+
+    async def status(self) -> ExecutorStatus:
+        """Life signs; an idle draft first reads and drafts a token to show that it can.
+
+        Raises: what the forward pass raises.
+        """
+        if time.monotonic() - self._last_decode > SELF_TEST_AGE_S:
+            await self._batcher.run(self._self_test)
+        draft = self._drafter.draft
+        return ExecutorStatus(
+            self._info,
+            os.getpid(),
+            len(draft.sequences),
+            self._config.max_sequences,
+            time.monotonic() - self._last_decode,
+        )
+
+    async def wait_closed(self) -> None:
+        """Never returns: a caller learns of this process's end by the error."""
+        await asyncio.Event().wait()
+
+    def _load(self) -> None:
+        from s2d_serve.engine.assemble import load_drafter
+
+        self._drafter, checkpoint = load_drafter(self._config, self._targets)
+        self._info = ModelInfo(
+            "draft",
+            checkpoint.digest,
+            self._config.dtype,
+            self._config.max_context,
+            tuple(sorted(checkpoint.eos_token_ids)),
+            self._drafter.draft.exit_layers,
+        )
+
+    def _run_pass(self, turns: Sequence[DraftTurn]) -> list[tuple[DraftTurn, DraftReply]]:
+        """Learn from the last round, then draft for the next: all lanes together."""
+        started = time.perf_counter()
+        unknown: list[set[str]] = []
+        for turn in turns:
+            target = turn.call.request.target
+            for start in turn.call.joins:
+                if start.sequence_id not in self._left:
+                    self._drafter.open(start, target)
+            missing = {i for i in turn.call.request.limits if not self._drafter.is_open(i)}
+            for result in turn.results:
+                missing.update(self._drafter.learn(target, result))
+            unknown.append(missing)
+        drafts = self._drafter.propose([turn.call.request for turn in turns])
+        if any(draft.proposals for draft in drafts):
+            self._last_decode = time.monotonic()
+        seconds = time.perf_counter() - started
+        return [
+            (turn, DraftReply(draft, tuple(missing), seconds))
+            for turn, draft, missing in zip(turns, drafts, unknown, strict=True)
+        ]
+
+    def _forget(self, sequence_id: str) -> None:
+        self._left[sequence_id] = None
+        self._drafter.close(sequence_id)
+
+    def _self_test(self) -> None:
+        """Draft one token of a sequence of our own, if a slot is free."""
+        draft = self._drafter.draft
+        start = SequenceStart("self-test", 0, (0,), 1, SamplingParams(temperature=0.0), 2)
+        pairing = next(iter(self._drafter.pairings.values()))
+        if draft.open(start, pairing.exits):
+            draft.propose({"self-test": 1}, [])
+            draft.close("self-test")
+            self._last_decode = time.monotonic()
