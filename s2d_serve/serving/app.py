@@ -1,12 +1,15 @@
 """The app builder that deployment files name: `import_path: s2d_serve.serving.app:build`."""
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.serve import Application, Deployment
+from ray.serve.context import _get_global_client
 
 from s2d_serve.config import AppConfig
+from s2d_serve.exposure import check_exposure
 from s2d_serve.serving.servers import DraftServer, TargetServer
 
 if TYPE_CHECKING:
@@ -30,6 +33,9 @@ class HttpRouter:
         from s2d_serve.serving.router import Router
         from s2d_serve.serving.service import Service
 
+        client = await asyncio.to_thread(_get_global_client)
+        assert client is not None, "a replica has a controller"
+        check_exposure(client.http_config.host, config)
         app = serve.get_replica_context().app_name
         deployments = [*targets, *([] if draft is None else [DRAFT])]
         directory = Directory(app, deployments)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -13,7 +14,8 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ReplicaState, ServeDeploySchema  # type: ignore[attr-defined]
 
 from s2d_serve.config import AppConfig
-from s2d_serve.serving.app import build
+from s2d_serve.errors import ConfigError
+from s2d_serve.serving.app import HttpRouter, build
 from tests.serving.conftest import APP, await_ready
 
 FILES = sorted(Path(__file__).parents[2].glob("deployments/*.yaml"))
@@ -31,6 +33,18 @@ def test_a_shipped_file_is_valid(file: Path) -> None:
     models = [app.args["draft"], *app.args["targets"].values()]
     assert all(model["dtype"] == "bfloat16" for model in models)
     assert build(config) is not None
+
+
+async def test_a_public_address_without_keys_refuses_to_start(
+    monkeypatch: pytest.MonkeyPatch, tiny_args: dict[str, Any]
+) -> None:
+    """Also where Serve was started by hand: the router looks at where its proxy listens."""
+    http = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0"))
+    monkeypatch.setattr("s2d_serve.serving.app._get_global_client", lambda: http)
+    with pytest.raises(ConfigError, match=r"http_options.host 0\.0\.0\.0"):
+        await HttpRouter.__init__(
+            object.__new__(HttpRouter), AppConfig.model_validate(tiny_args), {}, None
+        )
 
 
 def num_running(deployment: str) -> int:

@@ -52,18 +52,22 @@ def row_of(output: Sequence[int]) -> int:
     return row
 
 
-def product_scores(model: Table, params: SamplingParams) -> Table:
-    """Log-probabilities as the product's own processing leaves them, -inf where a filter cut."""
+def product_scores(model: Table, params: SamplingParams, num_counted: int = DEPTH) -> Table:
+    """Log-probabilities as the product's own processing leaves them, -inf where a filter cut.
+
+    Penalties count the first `num_counted` tokens of an output.
+    """
+
+    def processed(logits: Tensor, output: Sequence[int]) -> Tensor:
+        if not params.is_plain:
+            counts = counted(output[:num_counted], PROMPT)
+            logits = penalize(logits, params, len(output), counts)
+        return _log(kept(logits, params))
+
     return tuple(
-        torch.stack([_processed(logits[row_of(o)], params, o) for o in outputs(length)])
+        torch.stack([processed(logits[row_of(o)], o) for o in outputs(length)])
         for length, logits in enumerate(model)
     )
-
-
-def _processed(logits: Tensor, params: SamplingParams, output: Sequence[int]) -> Tensor:
-    if not params.is_plain:
-        logits = penalize(logits, params, len(output), counted(output, PROMPT))
-    return _log(kept(logits, params))
 
 
 def reference_scores(model: Table, params: SamplingParams) -> Table:

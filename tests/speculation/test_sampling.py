@@ -71,6 +71,8 @@ def test_processing_is_the_references(
         # top-p keeps the token that reaches it, and of equal ones the smaller ids
         ([0, 0, 0, 0], SamplingParams(top_p=0.4), [], [0, 1]),
         ([0, 1], SamplingParams(top_p=1e-9), [], [1]),
+        # one that reaches it exactly is the last
+        ([0, 0], SamplingParams(top_p=0.5), [], [0]),
     ],
 )
 def test_survivors(
