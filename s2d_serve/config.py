@@ -104,8 +104,8 @@ class TargetConfig(ModelConfig):
     """KV slots of a replica, hence the sequences that it serves at once."""
     max_queued: int = Field(default=32, ge=0)
     """Sequences that may wait for a slot (at one router replica) before 429."""
-    prefill_chunk: int = Field(default=256, ge=1)
-    """Prompt tokens that one sequence reads in one forward pass."""
+    prefill_chunk: int = Field(default=256, ge=64, multiple_of=64)
+    """Prompt tokens read in one forward pass, all sequences together."""
     decode_steps: int = Field(default=4, ge=1, le=64)
     """Tokens decoded per call while nothing is drafted."""
     speculation: SpeculationConfig = SpeculationConfig()

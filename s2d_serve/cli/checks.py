@@ -132,7 +132,7 @@ def check_memory(config: AppConfig, available_bytes: int, total_bytes: int) -> F
         "(estimate: weights + all KV slots + the processes, one replica each)"
     )
     if len(known) < len(parts):
-        message += f"; {len(parts) - len(known)} models not counted: their weights are missing"
+        message += f"; {len(parts) - len(known)} models not counted: their weights are not ready"
     advice = "lower max_sequences or max_context, or serve fewer targets"
     if needed > total_bytes:
         return Finding("fail", "memory", message, advice)

@@ -1,8 +1,8 @@
 """About how much memory a deployment takes: for `s2d doctor`, before anything is loaded.
 
 One replica of each model is counted. The constants were measured with the default deployment
-(SmolLM2-135M three times, on a CPU): the sum of its processes' proportional set sizes was 5.7 GB
-against 6.9 estimated, since KV slots take memory only when they are first used.
+(SmolLM2-135M three times, on a CPU): after a few requests its processes' proportional set sizes
+summed to 5.0 GiB, and the estimate is 6.1: KV slots take memory only when they are first used.
 """
 
 import json
@@ -20,9 +20,11 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 EXECUTOR_BYTES = 700 * 1024**2
 """A process that holds a model: Python, torch, transformers, and room to compute."""
-REPLICA_BYTES = 400 * 1024**2
-"""A process of Serve before a model, or the router."""
-RAY_BYTES = 900 * 1024**2
+SERVER_BYTES = 100 * 1024**2
+"""A replica before a model, without the model."""
+ROUTER_BYTES = 450 * 1024**2
+"""The router, with the tokenizers."""
+RAY_BYTES = 950 * 1024**2
 """Ray itself, its dashboard, Serve's controller and proxy."""
 
 
@@ -61,7 +63,7 @@ def footprint(model: TargetConfig | DraftConfig) -> Footprint | None:
 def service_bytes(config: AppConfig) -> int:
     """Memory of all processes of a deployment, without weights and KV slots."""
     num_models = len(config.targets) + (config.draft is not None)
-    return RAY_BYTES + num_models * EXECUTOR_BYTES + (num_models + 1) * REPLICA_BYTES
+    return RAY_BYTES + ROUTER_BYTES + num_models * (SERVER_BYTES + EXECUTOR_BYTES)
 
 
 def _num_parameters(folder: Path) -> int:

@@ -260,7 +260,8 @@ class SortedDraft:
                 new = sequence.parked[segment - 1]
                 sequence.parked[segment - 1] = new.new_empty(0, new.shape[1])
             inputs.append(new)
-            rows.append(Row(sequence.slot, sequence.filled[segment], new.shape[0]))
+            prompt = sequence.start.num_prompt_tokens
+            rows.append(Row(sequence.slot, sequence.filled[segment], new.shape[0], prompt))
             sequence.filled[segment] += new.shape[0]
         batch = self.trunk.batch(rows)
         hidden = self.trunk.run(self._segments[segment], torch.cat(inputs), batch)

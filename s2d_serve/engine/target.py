@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s2d_serve.engine.cache import Row
+from s2d_serve.engine.cache import PROMPT_BLOCK, Row
 from s2d_serve.engine.messages import (
     FinishReason,
     Outcome,
@@ -117,7 +117,7 @@ class TargetModel:
         for sequence_id, proposal in proposals.items():
             sequence = self.sequences[sequence_id]
             num_missing = len(sequence.token_ids) - sequence.num_cached
-            num_new = num_missing if num_missing == 1 else min(num_missing, budget)
+            num_new = num_missing if num_missing == 1 else self._chunk(sequence, budget)
             if sequence.finish_reason is not None or num_new == 0:
                 continue
             budget -= num_new if num_missing > 1 else 0
@@ -126,6 +126,14 @@ class TargetModel:
                 usable = self._usable(sequence, proposal)
             work.append(_Work(sequence, num_new, usable))
         return work
+
+    def _chunk(self, sequence: TargetSequence, budget: int) -> int:
+        """New tokens that a sequence may read now: all, or up to a block's end, where one fits."""
+        cached, missing = sequence.num_cached, len(sequence.token_ids) - sequence.num_cached
+        if missing <= budget:
+            return missing
+        aligned = (cached + budget) // PROMPT_BLOCK * PROMPT_BLOCK - cached
+        return budget if aligned <= 0 and budget == self.prefill_chunk else max(aligned, 0)
 
     def _usable(self, sequence: TargetSequence, proposal: Proposal) -> Proposal:
         """The part of a proposal that can be verified."""
@@ -148,7 +156,12 @@ class TargetModel:
             cached = item.sequence.num_cached
             new = item.sequence.token_ids[cached : cached + item.num_new]
             rows.append(
-                Row(item.sequence.slot, cached, item.num_new + len(item.proposal.token_ids))
+                Row(
+                    item.sequence.slot,
+                    cached,
+                    item.num_new + len(item.proposal.token_ids),
+                    item.sequence.start.num_prompt_tokens,
+                )
             )
             token_ids += [*new, *item.proposal.token_ids]
             item.sequence.num_cached += item.num_new

@@ -53,7 +53,7 @@ def target_config(folder: Path) -> TargetConfig:
         num_threads=1,
         max_context=48,
         max_sequences=3,
-        prefill_chunk=4,
+        prefill_chunk=64,
     )
 
 
@@ -78,7 +78,7 @@ def test_a_target_takes_its_size_from_the_config(folder: Path) -> None:
     target, checkpoint = load_target(target_config(folder))
     assert torch.get_num_threads() == 1
     assert target.num_free_slots == 3
-    assert target.prefill_chunk == 4
+    assert target.prefill_chunk == 64
     assert target.trunk.cache.capacity == 48
     assert target.trunk.vocab_size == checkpoint.vocab_size == VOCAB_SIZE
     assert checkpoint.model.config._attn_implementation == ATTENTION

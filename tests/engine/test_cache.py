@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from s2d_serve.engine.cache import RaggedBatch, Row, SlotCache, ragged_attention
 
-NUM_SLOTS, CAPACITY, HEAD_SIZE = 5, 12, 8
+NUM_SLOTS, CAPACITY, HEAD_SIZE = 5, 14, 8
+BLOCK = 4
 
 bounded = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -24,24 +25,32 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks() -> Iterator[None]:
+    """Prompts of several blocks in these small slots."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("s2d_serve.engine.cache.PROMPT_BLOCK", BLOCK)
+        yield
+
+
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_tokens_get_the_positions_and_places_of_their_rows() -> None:
-    batch = RaggedBatch([Row(3, 4, 2), Row(0, 0, 3), Row(1, 11, 1)], CAPACITY, 1, torch.empty(0))
-    assert batch.position_ids.tolist() == [[4, 5, 0, 1, 2, 11]]
-    assert batch.flat_index.tolist() == [40, 41, 0, 1, 2, 23]
+    batch = RaggedBatch([Row(3, 4, 2), Row(0, 0, 3, 2), Row(1, 13, 1)], CAPACITY, 1, torch.empty(0))
+    assert batch.position_ids.tolist() == [[4, 5, 0, 1, 2, 13]]
+    assert batch.flat_index.tolist() == [46, 47, 0, 1, 2, 27]
     assert batch.last_token.tolist() == [1, 4, 5]
 
 
 def test_a_row_may_end_exactly_at_capacity() -> None:
-    batch = RaggedBatch([Row(1, 10, 2)], CAPACITY, 1, torch.empty(0))
-    assert batch.flat_index.tolist() == [22, 23]
+    batch = RaggedBatch([Row(1, 12, 2)], CAPACITY, 1, torch.empty(0))
+    assert batch.flat_index.tolist() == [26, 27]
 
 
 @pytest.mark.parametrize(
-    "row", [Row(0, 10, 3), Row(0, 12, 1), Row(0, -1, 2), Row(0, 3, 0), Row(0, 0, 13)]
+    "row", [Row(0, 12, 3), Row(0, 14, 1), Row(0, -1, 2), Row(0, 3, 0), Row(0, 0, 15, 15)]
 )
 def test_a_row_outside_its_slot_is_refused(row: Row) -> None:
     with pytest.raises(AssertionError, match="inside its slot"):
@@ -55,7 +64,8 @@ def ragged_rows(draw: st.DrawFn) -> list[Row]:
     rows = []
     for slot in slots:
         start = draw(st.integers(0, CAPACITY - 1))
-        rows.append(Row(slot, start, draw(st.integers(1, CAPACITY - start))))
+        num_tokens = draw(st.integers(1, CAPACITY - start))
+        rows.append(Row(slot, start, num_tokens, draw(st.integers(0, CAPACITY))))
     return rows
 
 
@@ -127,8 +137,42 @@ def test_each_row_attends_to_its_own_past_only(rows: list[Row], kv_heads: int) -
         offset = stop
 
 
+@bounded
+@given(data=st.data(), num_prompt=st.integers(0, CAPACITY))
+def test_a_token_is_the_same_bit_for_bit_in_whichever_pass_it_comes(
+    data: st.DataObject, num_prompt: int
+) -> None:
+    """A prompt is cut at the ends of blocks, the rest anywhere, beside other rows."""
+    cuts = [*range(BLOCK, num_prompt, BLOCK), *range(num_prompt, CAPACITY)]
+    chosen = sorted(data.draw(st.sets(st.sampled_from(cuts or [CAPACITY]))) - {0, CAPACITY})
+    key = random(NUM_SLOTS, CAPACITY, 2, HEAD_SIZE)
+    query = random(1, 4, CAPACITY, HEAD_SIZE, seed=1)
+    other = random(1, 4, 5, HEAD_SIZE, seed=2)
+
+    def attend(start: int, stop: int) -> Tensor:
+        rows = [Row(3, 0, 5, 3), Row(1, start, stop - start, num_prompt)]
+        batch = RaggedBatch(rows, CAPACITY, 2, torch.empty(0))
+        packed = torch.cat([other, query[:, :, start:stop]], dim=2)
+        output, _ = ragged_attention(nn.Module(), packed, key, -key, None, batch=batch)
+        return output[0, 5:]
+
+    stops = [*chosen, CAPACITY]
+    parts = [attend(start, stop) for start, stop in zip([0, *chosen], stops, strict=True)]
+    assert torch.equal(torch.cat(parts), attend(0, CAPACITY))
+
+
+def test_pieces_are_blocks_of_the_prompt_then_single_tokens() -> None:
+    rows = [Row(2, 2, 9, 9), Row(0, 7, 2, 3), Row(1, 0, 3, 9)]
+    pieces = RaggedBatch(rows, CAPACITY, 1, torch.empty(0)).pieces
+    assert [(piece.slot, piece.num_tokens, piece.length) for piece in pieces] == [
+        *[(2, 2, 4), (2, 4, 8), (2, 1, 9), (2, 1, 10), (2, 1, 11)],
+        *[(0, 1, 8), (0, 1, 9)],
+        (1, 3, 3),
+    ]
+
+
 def test_scaling_is_the_one_asked_for() -> None:
-    rows = [Row(0, 0, 2)]
+    rows = [Row(0, 0, 2, 2)]
     batch = RaggedBatch(rows, CAPACITY, 1, torch.empty(0))
     key = random(NUM_SLOTS, CAPACITY, 1, HEAD_SIZE)
     query = random(1, 1, 2, HEAD_SIZE, seed=1)
@@ -146,7 +190,7 @@ def test_an_attention_that_answers_in_another_layout_is_read_right(
         answer = stock(*args, **kwargs)
         return answer.transpose(1, 2).contiguous().transpose(1, 2)
 
-    batch = RaggedBatch([Row(0, 2, 3)], CAPACITY, 2, torch.empty(0))
+    batch = RaggedBatch([Row(0, 0, 3, 3)], CAPACITY, 2, torch.empty(0))
     key = random(NUM_SLOTS, CAPACITY, 2, HEAD_SIZE)
     query = random(1, 4, 3, HEAD_SIZE, seed=1)
     expected, _ = ragged_attention(nn.Module(), query, key, key, None, batch=batch)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from s2d_serve.engine.cache import RaggedBatch
 from s2d_serve.engine.messages import Outcome, Proposal, SequenceStart
 from s2d_serve.engine.target import TargetModel
 from s2d_serve.engine.trunk import Trunk
@@ -175,24 +176,61 @@ def test_the_chunk_size_changes_no_token(prefill_chunk: int) -> None:
     assert texts(serve(target, starts)) == expected
 
 
-def test_prompts_share_a_chunk_and_delay_no_decoding() -> None:
-    target = new_target(tiny_model("llama", seed=5), prefill_chunk=8)
-    target.open(new_start("short", new_prompt(1), max_tokens=9))
-    target.open(new_start("long", new_prompt(13)))
-    target.open(new_start("later", new_prompt(6)))
-    target.open(new_start("last", new_prompt(9)))
+def small_blocks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    for room in ("cache", "target"):
+        monkeypatch.setattr(f"s2d_serve.engine.{room}.PROMPT_BLOCK", size)
+
+
+def test_prompts_share_a_chunk_and_delay_no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch, 4)
+    target = new_target(tiny_model("llama", seed=5), prefill_chunk=12)
+    for name, length in (("short", 1), ("long", 17), ("later", 6), ("last", 9)):
+        target.open(new_start(name, new_prompt(length)))
     passes = []
     for _ in range(5):
         result = target.step({i: Proposal(0) for i in ("short", "long", "later", "last")})
         committed = {i: len(outcome.token_ids) for i, outcome in result.outcomes.items()}
         passes.append((result.num_tokens, *committed.values()))
     assert passes == [
-        (1 + 8, 1, 0, 0, 0),
-        (1 + 5 + 3, 1, 1, 0, 0),
-        (1 + 1 + 3 + 5, 1, 1, 1, 0),
-        (1 + 1 + 1 + 4, 1, 1, 1, 1),
+        (1 + 12, 1, 0, 0, 0),
+        (1 + 5 + 6, 1, 1, 1, 0),  # 1 of 12 is left, and a prompt is cut at the ends of blocks
+        (1 + 1 + 1 + 9, 1, 1, 1, 1),
+        (4, 1, 1, 1, 1),
         (4, 1, 1, 1, 1),
     ]
+
+
+@pytest.mark.parametrize("prefill_chunk", [4, 8, 12, 40])
+@pytest.mark.parametrize("length", [0, 3])
+def test_positions_are_always_cut_into_the_same_pieces(
+    monkeypatch: pytest.MonkeyPatch, prefill_chunk: int, length: int
+) -> None:
+    """Whatever the chunks, the batch, the proposals, and also after a recovery."""
+    small_blocks(monkeypatch, 4)
+    target = new_target(tiny_model("llama", seed=5), prefill_chunk=prefill_chunk)
+    seen: dict[int, set[tuple[int, int]]] = {}
+    run = target.trunk.run
+
+    def watched(layers: Sequence[nn.Module], hidden: Tensor, batch: RaggedBatch) -> Tensor:
+        for piece in batch.pieces:
+            first = piece.length - piece.num_tokens
+            seen.setdefault(piece.slot, set()).add((first, piece.length))
+        return run(layers, hidden, batch)
+
+    monkeypatch.setattr(target.trunk, "run", watched)
+    starts = [new_start(str(n), new_prompt(n, seed=n)) for n in (1, 3, 14, 21)]
+    starts[2] = replace(starts[2], token_ids=(*starts[2].token_ids, *range(9)))
+    slots = {8 - n: start for n, start in enumerate(starts, 1)}
+
+    def wrong(sequence_id: str, token_ids: Sequence[int]) -> Proposal:
+        return Proposal(len(token_ids), (5,) * length, (3,) * length)
+
+    serve(target, starts, wrong)
+    for slot, start in slots.items():
+        prompt = start.num_prompt_tokens
+        blocks = [(first, min(first + 4, prompt)) for first in range(0, prompt, 4)]
+        last = prompt + start.max_tokens - 1
+        assert seen[slot] == {*blocks, *((n, n + 1) for n in range(prompt, last))}
 
 
 def test_a_proposal_that_comes_with_the_last_chunk_is_verified() -> None:

@@ -28,6 +28,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of several blocks in these small slots."""
+    monkeypatch.setattr("s2d_serve.engine.cache.PROMPT_BLOCK", 8)
+
+
+@pytest.fixture(autouse=True)
 def no_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
@@ -87,6 +93,7 @@ def test_ragged_passes_give_the_logits_of_the_stock_forward(
     slots = rng.sample(range(NUM_SLOTS), 3)
     lengths = [CAPACITY, rng.randint(2, CAPACITY), rng.randint(2, 12)]
     sequences = [[rng.randrange(VOCAB_SIZE) for _ in range(length)] for length in lengths]
+    num_prompt = [rng.randint(0, length) for length in lengths]
     chunks = [in_chunks(sequence, rng) for sequence in sequences]
     logits: list[list[Tensor]] = [[] for _ in sequences]
     starts = [0] * len(sequences)
@@ -95,7 +102,8 @@ def test_ragged_passes_give_the_logits_of_the_stock_forward(
         chosen = rng.sample(waiting, rng.randint(1, len(waiting)))
         token_ids = [chunks[i].pop(0) for i in chosen]
         rows = [
-            Row(slots[i], starts[i], len(own)) for i, own in zip(chosen, token_ids, strict=True)
+            Row(slots[i], starts[i], len(own), num_prompt[i])
+            for i, own in zip(chosen, token_ids, strict=True)
         ]
         for i, new in zip(chosen, forward(trunk, rows, token_ids), strict=True):
             logits[i].append(new)
@@ -118,10 +126,10 @@ def test_a_cache_that_was_rolled_back_equals_a_fresh_prefill(family: Family) -> 
     rng = random.Random(family)
     right = [rng.randrange(VOCAB_SIZE) for _ in range(20)]
     wrong = [rng.randrange(VOCAB_SIZE) for _ in range(9)]
-    forward(trunk, [Row(2, 0, 12)], [right[:12]])
-    forward(trunk, [Row(2, 12, 9)], [wrong])
-    (logits,) = forward(trunk, [Row(2, 12, 8)], [right[12:]])
-    (fresh,) = forward(trunk, [Row(0, 0, 20)], [right])
+    forward(trunk, [Row(2, 0, 12, 12)], [right[:12]])
+    forward(trunk, [Row(2, 12, 9, 12)], [wrong])
+    (logits,) = forward(trunk, [Row(2, 12, 8, 12)], [right[12:]])
+    (fresh,) = forward(trunk, [Row(0, 0, 20, 15)], [right])
     torch.testing.assert_close(logits, fresh[12:], rtol=1e-4, atol=1e-4)
     for rolled_back, expected in zip(cached(trunk, 2, 0, 20), cached(trunk, 0, 0, 20), strict=True):
         torch.testing.assert_close(rolled_back, expected, rtol=1e-4, atol=1e-4)
@@ -139,10 +147,10 @@ def test_a_row_beyond_the_capacity_is_refused_before_anything_is_written() -> No
 def test_segments_in_turn_give_what_all_layers_give() -> None:
     trunk = Trunk(tiny_model("qwen2", seed=1), VOCAB_SIZE, NUM_SLOTS, CAPACITY)
     token_ids = [3, 1, 4, 1, 5]
-    batch = trunk.batch([Row(0, 0, 5)])
+    batch = trunk.batch([Row(0, 0, 5, 5)])
     halfway = trunk.run(trunk.layers[:2], trunk.embed(token_ids), batch)
     in_turn = trunk.run(trunk.layers[2:], halfway, batch)
-    at_once = trunk.run(trunk.layers, trunk.embed(token_ids), trunk.batch([Row(1, 0, 5)]))
+    at_once = trunk.run(trunk.layers, trunk.embed(token_ids), trunk.batch([Row(1, 0, 5, 5)]))
     torch.testing.assert_close(in_turn, at_once)
     for ours, theirs in zip(cached(trunk, 0, 0, 5), cached(trunk, 1, 0, 5), strict=True):
         torch.testing.assert_close(ours, theirs)

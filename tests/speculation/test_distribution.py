@@ -35,9 +35,9 @@ from tests.speculation.tables import (
 )
 
 NUM_SEEDS = 100_000
-NUM_EXACT = 500
+NUM_EXACT = 400
 """Seeds on which `sample` itself runs. A bias of total variation d makes it differ from unbiased
-draws with the same noise on a share d of the seeds at least, and 0.98^500 < 0.0001.
+draws with the same noise on a share d of the seeds at least, and 0.98^400 < 0.0005.
 """
 BIAS = 0.02
 """Total variation that is found with a power above 0.99."""
@@ -98,7 +98,7 @@ def p_value(tokens: Tensor, option: str) -> float:
 
 
 def test_the_noise_of_all_seeds_is_the_products() -> None:
-    for seed in [*range(300), *range(300, NUM_SEEDS, 997)]:
+    for seed in [*range(200), *range(200, NUM_SEEDS, 997)]:
         for position in range(DEPTH):
             own = gumbel_noise(seed, position, torch.arange(VOCAB))
             torch.testing.assert_close(own, noise()[seed, position], rtol=0.0, atol=1e-12)
@@ -129,7 +129,7 @@ def test_speculation_gives_the_same_tokens(option: str) -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_sample_and_verify_give_these_tokens(option: str) -> None:
     params, num_drafted, num_accepted = OPTIONS[option], 0, 0
-    for seed in range(150):
+    for seed in range(100):
         run = speculate(TARGET, DRAFT, replace(params, seed=seed), draft_seed=seed)
         assert torch.equal(run.tokens, direct(option)[seed])
         num_drafted += run.num_drafted
