@@ -334,6 +334,19 @@ def test_the_first_difference_is_corrected(
     assert outcome.exits == (1, 2, 3, 3)
 
 
+@pytest.mark.parametrize(("surplus", "num_exits"), [(1, 4), (-1, 4), (-5, 4), (0, 3), (0, 5)])
+def test_a_proposal_for_another_length_or_with_odd_exits_is_ignored(
+    right_texts: dict[SamplingParams, dict[str, list[int]]], surplus: int, num_exits: int
+) -> None:
+    text = right_texts[SAMPLED]["a"]
+    SHARED.open(new_start("a", PROMPTS["a"], SAMPLED))
+    proposal = Proposal(5 + surplus, tuple(text[:4]), (3,) * num_exits)
+    result = SHARED.step({"a": proposal})
+    SHARED.close("a")
+    assert result.outcomes["a"] == Outcome(5, (text[0],))
+    assert result.num_tokens == 5
+
+
 @pytest.mark.parametrize("max_tokens", [1, 2, 5, 16])
 @pytest.mark.parametrize("length", [0, 1, 3, 20])
 def test_max_tokens_is_exact(
