@@ -36,6 +36,7 @@ def fake(deployment: DeploymentFile, monkeypatch: pytest.MonkeyPatch) -> Fake:
     monkeypatch.setattr(launch, "SERVE", [sys.executable, str(FAKE_SERVE)])
     monkeypatch.setattr(launch, "POLL_S", 0.02)
     monkeypatch.setattr(launch, "STATUS_S", 0.3)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its handlers
 
     def install(code: int = 503, exit: int | None = None, status: object = None) -> None:
