@@ -347,6 +347,20 @@ def test_a_proposal_for_another_length_or_with_odd_exits_is_ignored(
     assert result.num_tokens == 5
 
 
+@pytest.mark.parametrize("impossible", [-1, VOCAB_SIZE, VOCAB_SIZE + 49, 2**40])
+def test_a_proposal_is_cut_before_an_impossible_id(
+    right_texts: dict[SamplingParams, dict[str, list[int]]], impossible: int
+) -> None:
+    """Rows of the padded vocabulary are no tokens either."""
+    text = right_texts[SAMPLED]["a"]
+    SHARED.open(new_start("a", PROMPTS["a"], SAMPLED))
+    proposal = Proposal(5, (text[0], text[1], impossible, text[3]), (1, 2, 3, 3))
+    result = SHARED.step({"a": proposal})
+    SHARED.close("a")
+    assert result.outcomes["a"] == Outcome(5, tuple(text[:3]), 2, (1, 2))
+    assert result.num_tokens == 5 + 2
+
+
 @pytest.mark.parametrize("max_tokens", [1, 2, 5, 16])
 @pytest.mark.parametrize("length", [0, 1, 3, 20])
 def test_max_tokens_is_exact(
