@@ -13,18 +13,13 @@ is mostly the target's and the service's time), then runs, interleaved:
 import argparse
 import asyncio
 import json
-import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
+from benchmarks.running import running_service
 from s2d_serve.config import AppConfig
 from s2d_serve.engine.assemble import load_drafter, load_target
 from s2d_serve.engine.messages import SequenceStart
@@ -54,24 +49,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "bench.yaml"
-        app = {"name": "bench", "import_path": "s2d_serve.serving.app:build", "args": ARGS}
-        http = {"host": "127.0.0.1", "port": port}
-        file.write_text(yaml.safe_dump({"http_options": http, "applications": [app]}), "utf-8")
-        serve = str(Path(sys.executable).with_name("serve"))
-        with (Path(folder) / "log").open("w") as log:
-            process = subprocess.Popen([serve, "run", str(file)], stdout=log, stderr=log)
-        try:
-            _await(url, process)
-            measure(url, options.tokens, options.repeats)
-        finally:
-            process.terminate()
-            process.wait(60)
+    with running_service(ARGS) as url:
+        measure(url, options.tokens, options.repeats)
 
 
 def measure(url: str, num_tokens: int, repeats: int) -> None:
@@ -168,19 +147,6 @@ def http_rounds(url: str, num_tokens: int) -> list[float]:
                 seconds.append(now - last)
                 last = now
     return seconds
-
-
-def _await(url: str, process: subprocess.Popen[bytes]) -> None:
-    while True:
-        if process.poll() is not None:
-            raise SystemExit("the service ended before it was ready")
-        try:
-            answer = httpx.get(f"{url}/ready", timeout=5)
-            if answer.status_code == 200 and answer.json().get("draft") == "ready":
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
 
 
 if __name__ == "__main__":

@@ -115,10 +115,10 @@ def models() -> Iterator[Models]:
     torch.set_num_threads(before)
 
 
-def encode(checkpoint: Checkpoint) -> list[list[int]]:
-    """The prompts' token ids."""
+def encode(checkpoint: Checkpoint, num_prompts: int = NUM_PROMPTS) -> list[list[int]]:
+    """The first prompts' token ids."""
     encoded = []
-    for kind, prompt in PROMPTS[:NUM_PROMPTS]:
+    for kind, prompt in PROMPTS[:num_prompts]:
         text = prompt
         if kind == "chat":
             turns = [{"role": "user", "content": prompt}]

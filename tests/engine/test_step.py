@@ -1,4 +1,5 @@
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -34,10 +35,11 @@ PARAMS: dict[str, SamplingParams] = {
     "greedy": SamplingParams(temperature=0.0),
     "nucleus": SamplingParams(temperature=0.8, top_p=0.95, seed=1),
     "penalties": SamplingParams(
-        temperature=1.1,
-        repetition_penalty=1.2,
-        frequency_penalty=0.3,
-        presence_penalty=0.2,
+        temperature=0.7,
+        repetition_penalty=1.1,
+        frequency_penalty=1.0,
+        presence_penalty=0.5,
+        logit_bias=((7, 6.0), (8, 6.0), (9, 6.0)),  # tokens that come again
         seed=2,
     ),
     "min_tokens": SamplingParams(
@@ -151,6 +153,7 @@ def num_rejected(statistics: SpeculationStatistics) -> int:
 
 def test_the_baseline_tells_parameters_apart() -> None:
     played = baseline("llama")
+    assert max(Counter(played.texts["penalties"]).values()) > 2
     assert len({tuple(text) for text in played.texts.values()}) == len(PARAMS)
     assert played.reasons["min_tokens"] == "stop"
     assert 8 < len(played.texts["min_tokens"]) < MAX_TOKENS
@@ -330,13 +333,13 @@ def test_a_lying_draft_changes_no_text(
 
 
 def test_a_sequence_that_outgrows_the_draft_goes_on_without() -> None:
-    draft = new_draft(half_trained("llama"), capacity=26)
-    loop = ReferenceLoop(
-        new_target(half_trained("llama")),
-        new_drafter(draft, SURE, DraftLengthPolicy(4, adaptive=False)),
+    starts = [replace(start, max_tokens=32) for start in all_starts()]
+    expected = play(ReferenceLoop(new_target(half_trained("llama"))), starts)
+    drafter = new_drafter(
+        new_draft(half_trained("llama"), capacity=20), SURE, DraftLengthPolicy(4, adaptive=False)
     )
-    played = play(loop, all_starts())
-    assert_same(played, baseline("llama"))
+    played = play(ReferenceLoop(new_target(half_trained("llama")), drafter), starts)
+    assert_same(played, expected)
     assert played.statistics.num_accepted_tokens > 0
 
 

@@ -188,12 +188,12 @@ def test_prompts_share_a_chunk_and_delay_no_decoding(monkeypatch: pytest.MonkeyP
         target.open(new_start(name, new_prompt(length)))
     passes = []
     for _ in range(5):
-        result = target.step({i: Proposal(0) for i in ("short", "long", "later", "last")})
+        result = target.step({i: Proposal(0) for i in ("long", "later", "last", "short")})
         committed = {i: len(outcome.token_ids) for i, outcome in result.outcomes.items()}
         passes.append((result.num_tokens, *committed.values()))
     assert passes == [
-        (1 + 12, 1, 0, 0, 0),
-        (1 + 5 + 6, 1, 1, 1, 0),  # 1 of 12 is left, and a prompt is cut at the ends of blocks
+        (1 + 12, 0, 0, 0, 1),
+        (1 + 5 + 6, 1, 1, 0, 1),  # 1 of 12 is left, and a prompt is cut at the ends of blocks
         (1 + 1 + 1 + 9, 1, 1, 1, 1),
         (4, 1, 1, 1, 1),
         (4, 1, 1, 1, 1),
