@@ -57,7 +57,9 @@ def main() -> None:
     print(f"SmolLM2-135M, {options.dtype}, {os.cpu_count()} cores, {options.tokens} tokens each")
     with running_service(args) as url:
         for name, rounding in TARGETS.items():
-            stock = load_checkpoint(ModelConfig.model_validate(model | {"weight_rounding": rounding}))
+            stock = load_checkpoint(
+                ModelConfig.model_validate(model | {"weight_rounding": rounding})
+            )
             prompts = encode(stock, len(PROMPTS))
             ask = Asker(url, name, prompts, options.tokens)
             greedy = ask(8, GREEDY)

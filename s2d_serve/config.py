@@ -40,7 +40,7 @@ class ModelConfig(Config):
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     """Where the weights live, in torch's words."""
     num_threads: int = Field(default=0, ge=0, le=1024)
-    """Threads of torch on the CPU; 0 takes every core of the machine."""
+    """Threads of torch on the CPU; 0 takes every core, in turns with the others that do."""
     num_cpus: float = Field(default=0.1, ge=0)
     """CPUs that Ray sets aside for each executor; the models of one machine share its cores."""
     num_gpus: float = Field(default=0.0, ge=0)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
 Turn = TypeVar("Turn")
@@ -23,15 +24,18 @@ class Batcher(Generic[Turn, Reply]):
         self,
         run_pass: Callable[[Sequence[Turn]], Sequence[tuple[Turn, Reply]]],
         run_idle: Callable[[], bool] = lambda: False,
+        cores: AbstractContextManager[None] | None = None,
     ) -> None:
         """Both run on the worker thread.
 
         Args:
             run_pass: one pass over the open turns; the finished ones with their replies.
             run_idle: a piece of work for when nobody waits; False if there was none.
+            cores: entered for each pass and each piece of idle work.
         """
         self._run_pass = run_pass
         self._run_idle = run_idle
+        self._cores = cores or nullcontext()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._open: dict[int, tuple[Turn, asyncio.Future[Reply]]] = {}
         self._wake = asyncio.Event()
@@ -64,7 +68,7 @@ class Batcher(Generic[Turn, Reply]):
             if self._open:
                 turns = [turn for turn, _ in self._open.values()]
                 try:
-                    done = await loop.run_in_executor(self._worker, self._run_pass, turns)
+                    done = await loop.run_in_executor(self._worker, self._pass, turns)
                 except Exception as error:
                     for turn in turns:
                         self._open.pop(id(turn))[1].set_exception(error)
@@ -75,7 +79,15 @@ class Batcher(Generic[Turn, Reply]):
                         future.set_result(reply)
             has_more = True
             if is_idle or time.monotonic() - last_idle > MAX_IDLE_WAIT_S:
-                has_more = await loop.run_in_executor(self._worker, self._run_idle)
+                has_more = await loop.run_in_executor(self._worker, self._idle)
                 last_idle = time.monotonic()
             if self._open or has_more:
                 self._wake.set()
+
+    def _pass(self, turns: Sequence[Turn]) -> Sequence[tuple[Turn, Reply]]:
+        with self._cores:
+            return self._run_pass(turns)
+
+    def _idle(self) -> bool:
+        with self._cores:
+            return self._run_idle()

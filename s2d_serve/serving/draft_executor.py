@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from s2d_serve.config import DraftConfig, SpeculationConfig
 from s2d_serve.engine.messages import SequenceStart, StepResult
 from s2d_serve.serving.batcher import Batcher
+from s2d_serve.serving.cores import core_turns
 from s2d_serve.serving.messages import DraftCall, DraftReply, ExecutorStatus, ModelInfo
 from s2d_serve.serving.remembered import Remembered
 from s2d_serve.serving.target_executor import SELF_TEST_AGE_S
@@ -39,7 +40,7 @@ class DraftExecutor:
         self._left = Remembered()
         self._last_decode = 0.0
         self._batcher: Batcher[DraftTurn, DraftReply] = Batcher(
-            self._run_pass, lambda: self._drafter.prefill()
+            self._run_pass, lambda: self._drafter.prefill(), core_turns(config)
         )
 
     async def load(self) -> ModelInfo:

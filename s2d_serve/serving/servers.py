@@ -20,10 +20,6 @@ from s2d_serve.serving.target_executor import TargetExecutor
 from s2d_serve.serving.tasks import spawn, value_of
 
 EXECUTOR_PREFIX = "s2d-executor"
-THREADS_SLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads of one executor that wait must not spin on cores which another one needs: with three
-models on two cores, 8 requests of SmolLM2 gave 34 tokens/s so, and 6 with OpenMP's default.
-"""
 MAX_CALLS = 10_000
 """Calls that may wait at an executor: rounds of all lanes, leaves, life signs."""
 
@@ -54,7 +50,6 @@ class ModelServer:
                 num_cpus=config.num_cpus,
                 num_gpus=config.num_gpus,
                 max_concurrency=MAX_CALLS,
-                runtime_env={"env_vars": THREADS_SLEEP},
             )
             .remote(*args)
         )

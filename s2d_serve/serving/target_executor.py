@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from s2d_serve.config import TargetConfig
 from s2d_serve.engine.messages import Draft, Outcome, Proposal, SequenceStart, StepResult
 from s2d_serve.serving.batcher import Batcher
+from s2d_serve.serving.cores import core_turns
 from s2d_serve.serving.messages import (
     DraftReply,
     DraftState,
@@ -60,7 +61,9 @@ class TargetExecutor:
         self._late_drafts = Remembered()
         self._lane_ends: dict[str, asyncio.Future[None]] = {}
         self._last_decode = 0.0
-        self._batcher: Batcher[VerifyTurn, VerifyReply] = Batcher(self._run_pass)
+        self._batcher: Batcher[VerifyTurn, VerifyReply] = Batcher(
+            self._run_pass, cores=core_turns(config)
+        )
 
     async def load(self) -> ModelInfo:
         """Load the weights; the first call to make.
