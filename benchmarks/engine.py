@@ -1,7 +1,7 @@
 """Speed of the engine without speculation: beside transformers' generate, and of a batch.
 
-    python benchmarks/engine.py --model smollm2
-    python benchmarks/engine.py --model qwen2.5-coder-0.5b
+    python -m benchmarks.engine --model smollm2
+    python -m benchmarks.engine --model qwen2.5-coder-0.5b
 
 All arms run interleaved in one process; figures are medians over the repeats, and ratios of them.
 """

@@ -4,7 +4,8 @@
 
 For each target, over 20 prompts of several kinds:
 
-    greedy, drafted, at concurrency 8    against transformers' generate, one prompt at a time
+    greedy, drafted, at concurrency 8    against transformers' generate, one prompt at a time, and
+                                         for each text that differs, how near the tie was
     seeded (T 0.8, top-p 0.95), drafted  against the same without a draft, at concurrency 1
 """
 
@@ -65,6 +66,10 @@ def main() -> None:
             greedy = ask(8, GREEDY)
             expected = [generate(stock, prompt, options.tokens) for prompt in prompts]
             report(name, "greedy, 8 at once, against generate", greedy, expected)
+            for prompt, ours, theirs in zip(prompts, greedy.token_ids, expected, strict=True):
+                if ours != theirs:
+                    apart = gap(stock, prompt, ours, theirs)
+                    print(f"    differ where the two best logits are {apart:.3f} apart")
             sampled = ask(8, SAMPLED)
             alone = ask(1, SAMPLED | {"speculation": {"enabled": False}})
             assert alone.num_drafted == 0
@@ -94,6 +99,15 @@ def generate(stock: Checkpoint, prompt: list[int], num_tokens: int) -> list[int]
     )
     generated: list[int] = output[0, len(prompt) :].tolist()
     return generated
+
+
+@torch.inference_mode()
+def gap(stock: Checkpoint, prompt: list[int], ours: list[int], theirs: list[int]) -> float:
+    """How far apart the two largest logits are where two greedy texts part."""
+    parted = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    logits = stock.model(input_ids=torch.tensor([prompt + theirs[:parted]])).logits[0, -1]
+    best, second = logits.float().topk(2).values.tolist()
+    return float(best - second)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What the service costs beside the reference loop, on the same machine in the same run.
 
-    python benchmarks/service.py
+    python -m benchmarks.service
 
 Starts `serve run` with a SmolLM2 target and a draft of its first two layers (cheap, so that a round
 is mostly the target's and the service's time), then runs, interleaved:
