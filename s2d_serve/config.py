@@ -65,6 +65,10 @@ class SpeculationConfig(Config):
 class DraftConfig(ModelConfig):
     """The sorted draft, and how much it may hold."""
 
+    trained: LocalPath | None = None
+    """Folder that `s2d train` wrote for this source: exits, their heads, draftable ids."""
+    quantization: Literal["none", "int8", "int4"] = "none"
+    """Weights of the draft in memory: smaller ones are read faster. CPU only."""
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Which layers of the checkpoint the draft keeps, increasing; None keeps all."""
     exit_layers: tuple[int, ...] | None = Field(default=None, min_length=1)
@@ -81,13 +85,19 @@ class DraftConfig(ModelConfig):
     """Hidden states that may wait for a deeper segment, per sequence and exit."""
 
     @model_validator(mode="after")
-    def _exits_are_increasing(self) -> Self:
+    def _settings_fit_together(self) -> Self:
         for name in ("layers", "exit_layers"):
             values: tuple[int, ...] | None = getattr(self, name)
             if values is not None and list(values) != sorted(set(values)):
                 raise ValueError(f"draft.{name} must increase: got {list(values)}")
+        if self.trained is not None and (self.layers or self.exit_layers):
+            raise ValueError("draft.layers and draft.exit_layers are part of the trained draft")
+        if self.quantization != "none" and self.device != "cpu":
+            raise ValueError(f"draft.quantization {self.quantization} is for the CPU: take none")
         num_exits = len(self.exit_layers) if self.exit_layers else 1
-        if self.thresholds is not None and len(self.thresholds) != num_exits - 1:
+        if self.trained is not None or self.thresholds is None:
+            return self
+        if len(self.thresholds) != num_exits - 1:
             raise ValueError(
                 f"draft.thresholds needs {num_exits - 1} values, one for each exit but the last: "
                 f"got {len(self.thresholds)}"

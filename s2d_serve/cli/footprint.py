@@ -53,9 +53,11 @@ def footprint(model: TargetConfig | DraftConfig) -> Footprint | None:
     value_bytes = DTYPE_BYTES[model.dtype]
     loaded_as = DTYPE_BYTES["float32"] if model.weight_rounding == "int8" else value_bytes
     slots = model.max_sequences * model.max_context
+    device = model.device.partition(":")[0]
+    num_copied = _head_parameters(folder) if (device, model.dtype) == ("cpu", "float32") else 0
     return Footprint(
-        model.device.partition(":")[0],
-        _num_parameters(folder) * loaded_as,
+        device,
+        (_num_parameters(folder) + num_copied) * loaded_as,
         slots * _kv_values_per_token(folder) * value_bytes,
     )
 
@@ -72,6 +74,12 @@ def _num_parameters(folder: Path) -> int:
         with safe_open(file, "numpy") as tensors:
             total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  # no mapping
     return total
+
+
+def _head_parameters(folder: Path) -> int:
+    """The LM head, which float32 on a CPU holds in another layout beside the embedding."""
+    settings = json.loads((folder / "config.json").read_text())
+    return int(settings["vocab_size"] * settings["hidden_size"])
 
 
 def _kv_values_per_token(folder: Path) -> int:

@@ -9,9 +9,12 @@ from s2d_serve.engine.cache import ATTENTION
 from s2d_serve.engine.checkpoint import Checkpoint, load_checkpoint, set_threads
 from s2d_serve.engine.draft import SortedDraft
 from s2d_serve.engine.drafter import Drafter, Pairing
+from s2d_serve.engine.heads import Translator
+from s2d_serve.engine.linears import prepare_layers
 from s2d_serve.engine.target import TargetModel
+from s2d_serve.engine.trained import load_trained
 from s2d_serve.engine.trunk import Trunk
-from s2d_serve.errors import ConfigError
+from s2d_serve.errors import ConfigError, WeightsError
 from s2d_serve.speculation.draft_length import DraftLengthPolicy
 from s2d_serve.speculation.exits import ExitPolicy
 
@@ -26,6 +29,7 @@ def load_target(config: TargetConfig) -> tuple[TargetModel, Checkpoint]:
     set_threads(config)
     checkpoint = load_checkpoint(config, max_context=config.max_context, attention=ATTENTION)
     trunk = Trunk(checkpoint.model, checkpoint.vocab_size, config.max_sequences, config.max_context)
+    trunk.prepare()
     return TargetModel(trunk, config.prefill_chunk), checkpoint
 
 
@@ -39,14 +43,35 @@ def load_drafter(
     """
     set_threads(config)
     checkpoint = load_checkpoint(config, max_context=config.max_context, attention=ATTENTION)
-    _keep_layers(checkpoint, config)
+    trained = None if config.trained is None else load_trained(config.trained)
+    if trained is not None and trained.shape.base_digest != checkpoint.digest:
+        raise WeightsError(
+            f"{config.trained} was trained for a base with sha256 {trained.shape.base_digest}, "
+            f"and {config.source} has {checkpoint.digest}"
+        )
+    _keep_layers(
+        checkpoint, config.source, config.layers if trained is None else trained.shape.layers
+    )
     trunk = Trunk(checkpoint.model, checkpoint.vocab_size, config.max_sequences, config.max_context)
     exit_layers = config.exit_layers or (len(trunk.layers),)
+    translators: tuple[Translator | None, ...] = (None,) * len(exit_layers)
+    vocabulary = None
+    if trained is not None:
+        exit_layers = trained.shape.exit_layers
+        vocabulary = trained.vocabulary
+        translators = trained.translators(trunk.hidden_size, trunk.norm_eps, trunk.embed([0]))
     if exit_layers[-1] > len(trunk.layers):
         raise ConfigError(
             f"draft.exit_layers {list(exit_layers)}: the draft has {len(trunk.layers)} layers"
         )
-    draft = SortedDraft(trunk, exit_layers, config.prefill_chunk, config.max_parked_tokens)
+    prepare_layers(trunk.layers, config.quantization)
+    draft = SortedDraft(
+        trunk,
+        exit_layers,
+        config.prefill_chunk,
+        config.max_parked_tokens,
+        trunk.exit_heads(translators, vocabulary, config.quantization),
+    )
     pairings = {
         name: pair(name, speculation, exit_layers, config.thresholds)
         for name, speculation in targets.items()
@@ -88,14 +113,13 @@ def pair(
     return Pairing(ExitPolicy(thresholds), lengths)
 
 
-def _keep_layers(checkpoint: Checkpoint, config: DraftConfig) -> None:
+def _keep_layers(checkpoint: Checkpoint, source: str, layers: tuple[int, ...] | None) -> None:
     """Drop the layers that the draft does not keep."""
     decoder = checkpoint.model.model
-    if config.layers is None:
+    if layers is None:
         return
-    if config.layers[-1] >= len(decoder.layers):
+    if layers[-1] >= len(decoder.layers):
         raise ConfigError(
-            f"draft.layers {list(config.layers)}: {config.source} has layers "
-            f"0 to {len(decoder.layers) - 1}"
+            f"draft.layers {list(layers)}: {source} has layers 0 to {len(decoder.layers) - 1}"
         )
-    decoder.layers = nn.ModuleList(decoder.layers[i] for i in config.layers)
+    decoder.layers = nn.ModuleList(decoder.layers[i] for i in layers)

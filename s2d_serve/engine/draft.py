@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from s2d_serve.engine.cache import Row
+from s2d_serve.engine.heads import ExitHeads
 from s2d_serve.engine.messages import Proposal, SequenceStart
 from s2d_serve.engine.trunk import Trunk
 from s2d_serve.speculation.exits import ExitPolicy
@@ -79,9 +80,15 @@ class SortedDraft:
         exit_layers: Sequence[int],
         prefill_chunk: int = 256,
         max_parked_tokens: int = 64,
+        heads: ExitHeads | None = None,
     ) -> None:
-        """`exit_layers`: layers run by each sub-model, increasing, counted in the trunk's."""
+        """
+        Args:
+            exit_layers: layers run by each sub-model, increasing, counted in the trunk's.
+            heads: one per exit; None: the base's own for all.
+        """
         self.trunk = trunk
+        self.heads = heads or trunk.exit_heads([None] * len(exit_layers))
         self.exit_layers = tuple(exit_layers)
         self.prefill_chunk = prefill_chunk
         self.max_parked_tokens = max_parked_tokens
@@ -226,9 +233,9 @@ class SortedDraft:
         tried = [i for i, s in enumerate(sequences) if s.policy.tries(exit_index)]
         if not tried:
             return set()
-        logits = self.trunk.logits(hidden[tried])
+        logits = self.heads.logits(exit_index, hidden[tried])
         confidences = (logits.amax(-1) - logits.logsumexp(-1)).exp().tolist()  # sync
-        greedy = logits.argmax(-1).tolist()  # sync
+        greedy = self.heads.greedy(logits)  # sync
         leaving = set()
         for row, i in enumerate(tried):
             sequence = sequences[i]
@@ -236,13 +243,12 @@ class SortedDraft:
                 params = sequence.start.params
                 position = len(sequence.token_ids) - sequence.start.num_prompt_tokens
                 is_simple = params.is_plain and params.is_greedy
-                sequence.extend(
-                    [
-                        greedy[row]
-                        if is_simple
-                        else sample(logits[row], params, position, sequence.counts)
-                    ]
-                )
+                if is_simple:
+                    token_id = greedy[row]
+                else:
+                    every_id = self.heads.over_all_ids(logits[row])
+                    token_id = sample(every_id, params, position, sequence.counts)
+                sequence.extend([token_id])
                 leaving.add(i)
         return leaving
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from s2d_serve.engine.cache import ATTENTION, RaggedBatch, Row, SlotCache
+from s2d_serve.engine.heads import ExitHeads, Translator
+from s2d_serve.engine.linears import Quantization, as_linear, prepare, prepare_layers
 
 
 class Trunk:
@@ -24,10 +25,12 @@ class Trunk:
         self.vocab_size = vocab_size
         self.cache = SlotCache(num_slots, capacity)
         self.hidden_size: int = model.config.hidden_size
+        self.norm_eps: float = model.config.rms_norm_eps
         self._embed = model.model.embed_tokens
         self._rotary = model.model.rotary_emb
         self._norm = model.model.norm
         self._head_weight: Tensor = model.lm_head.weight[:vocab_size]
+        self._head: nn.Module = as_linear(self._head_weight)
         self._groups = model.config.num_attention_heads // model.config.num_key_value_heads
 
     @property
@@ -62,6 +65,21 @@ class Trunk:
             )
         return states[0]
 
+    def prepare(self) -> None:
+        """Bring layers and LM head into the layout that this device runs best."""
+        prepare_layers(self.layers)
+        self._head = prepare(as_linear(self._head_weight))
+
+    def exit_heads(
+        self,
+        translators: Sequence[Translator | None],
+        vocabulary: Sequence[int] | None = None,
+        quantization: Quantization = "none",
+    ) -> ExitHeads:
+        """Heads for a draft's exits around this checkpoint's own norm and LM head."""
+        return ExitHeads(self._norm, self._head_weight, translators, vocabulary, quantization)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, hidden] -> [N, V] float32, after the final norm."""
-        return linear(self._norm(hidden), self._head_weight).float()
+        logits: Tensor = self._head(self._norm(hidden))
+        return logits.float()

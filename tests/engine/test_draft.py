@@ -404,17 +404,17 @@ def record_calls(
     heads: list[int] = []
     runs: list[int] = []
     trunk = draft.trunk
-    logits, run = trunk.logits, trunk.run
+    logits, run = draft.heads.logits, trunk.run
 
-    def counted_logits(hidden: Tensor) -> Tensor:
+    def counted_logits(exit_index: int, hidden: Tensor) -> Tensor:
         heads.append(hidden.shape[0])
-        return logits(hidden)
+        return logits(exit_index, hidden)
 
     def counted_run(layers: Sequence[nn.Module], hidden: Tensor, batch: object) -> Tensor:
         runs.append(list(trunk.layers).index(layers[0]))
         return run(layers, hidden, batch)  # type: ignore[arg-type]  # passed on as it came
 
-    monkeypatch.setattr(trunk, "logits", counted_logits)
+    monkeypatch.setattr(draft.heads, "logits", counted_logits)
     monkeypatch.setattr(trunk, "run", counted_run)
     return heads, runs
 

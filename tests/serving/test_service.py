@@ -157,7 +157,9 @@ def test_the_openai_client_works_unchanged(url: str) -> None:
             for piece in pieces:
                 text += piece.choices[0].delta.content or ""
         assert text == whole.choices[0].message.content
-        completion = client.completions.create(model="tiny", prompt="the", max_tokens=5)
+        completion = client.completions.create(
+            model="tiny", prompt="the", max_tokens=5, extra_body={"min_tokens": 5}
+        )
         assert completion.usage is not None
         assert completion.usage.completion_tokens == 5
         with pytest.raises(openai.NotFoundError):

@@ -1,0 +1,141 @@
+"""Linear layers that a CPU runs faster than torch's own.
+
+*Packed* float32: oneDNN's layout of the same weights. Without it a pass over 2 to 8 tokens costs
+two to three times one over a single token on CPUs without AVX-512, and verifying cannot pay.
+
+*int4* and *int8* weights, with activations in the model's own type, for a draft: a draft step reads
+all weights for one token, and smaller weights are faster ones. What rounding does to the draft's
+tokens costs acceptance only, never text.
+
+The kernels are torch's own, underscore and all: torchao 0.18 has no int4 for CPUs any more, and its
+weight-only int8 is slower here than bfloat16.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Quantization = Literal["none", "int8", "int4"]
+
+GROUP_SIZE = 32
+"""Weights of a row that share an int4 scale: the fewest, hence most exact, that the kernel has."""
+INT4_LEVELS = 15
+INT4_ROWS = 16
+"""Outputs of an int4 layer come in multiples of this."""
+MIN_PACKED_WEIGHTS = 65_536
+"""Smaller layers gain nothing from another layout."""
+PACKED_FOR_TOKENS = 8
+"""Tokens of a pass that the packed layout is made for; other numbers work as well."""
+
+
+class PackedLinear(nn.Module):
+    """[..., in] -> [..., out] in float32, with weights in oneDNN's layout.
+
+    A token's outputs do not depend on how many tokens there are.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_TOKENS)
+        self.bias = linear.bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Multiply; any number of leading dimensions."""
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(
+            states, self.weight, self.bias, "none", [], ""
+        )
+        return output
+
+
+class Int8Linear(nn.Module):
+    """[..., in] -> [..., out] with weights rounded to int8 per output; no bias in the kernel."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.float()
+        scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        self.weight = (weight / scale[:, None]).round_().to(torch.int8)
+        self.scale = scale.to(linear.weight.dtype)
+        self.bias = linear.bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Multiply; any number of leading dimensions."""
+        flat = states.flatten(0, -2)
+        output: Tensor = torch.ops.aten._weight_int8pack_mm(flat, self.weight, self.scale)
+        output = output if self.bias is None else output + self.bias
+        return output.view(*states.shape[:-1], -1)
+
+
+class Int4Linear(nn.Module):
+    """[..., in] -> [..., out] with weights rounded to 16 levels between the least and the largest
+    of each group.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.float()
+        rows, columns = weight.shape
+        weight = nn.functional.pad(weight, (0, 0, 0, -rows % INT4_ROWS))
+        groups = weight.reshape(weight.shape[0], columns // GROUP_SIZE, GROUP_SIZE)
+        least, largest = groups.aminmax(dim=-1)
+        scale = ((largest - least) / INT4_LEVELS).clamp_min(torch.finfo(torch.float32).tiny)
+        levels = ((groups - least[..., None]) / scale[..., None]).round_().clamp_(0, INT4_LEVELS)
+        middle = least + scale * ((INT4_LEVELS + 1) // 2)  # the kernel's levels go from -8 to 7
+        self.num_outputs = rows
+        self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
+            levels.flatten(1).to(torch.int32), 1
+        )
+        self.scales = torch.stack([scale.T, middle.T], -1).to(linear.weight.dtype).contiguous()
+        self.bias = linear.bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Multiply; any number of leading dimensions."""
+        flat = states.flatten(0, -2).contiguous()
+        output: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            flat, self.weight, GROUP_SIZE, self.scales
+        )[:, : self.num_outputs].contiguous()
+        output = output if self.bias is None else output + self.bias
+        return output.view(*states.shape[:-1], -1)
+
+
+def as_linear(weight: Tensor) -> nn.Linear:
+    """A layer with these weights, [out, in], not copied, and no bias."""
+    rows, columns = weight.shape
+    linear = nn.Linear(columns, rows, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+def prepare(linear: nn.Linear, quantization: Quantization = "none") -> nn.Module:
+    """The layer as this device runs it best.
+
+    It is left as it is where there is nothing to gain, or where its width is no multiple of an int4
+    group.
+    """
+    if quantization == "int8":
+        return Int8Linear(linear)
+    if quantization == "int4" and linear.in_features % GROUP_SIZE == 0:
+        return Int4Linear(linear)
+    return PackedLinear(linear) if _can_be_packed(linear.weight) else linear
+
+
+@torch.no_grad()
+def prepare_layers(layers: Iterable[nn.Module], quantization: Quantization = "none") -> None:
+    """Prepare every linear layer inside these modules, in place."""
+    for layer in layers:
+        for module in list(layer.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, prepare(child, quantization))
+
+
+def _can_be_packed(weight: Tensor) -> bool:
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and weight.numel() >= MIN_PACKED_WEIGHTS
+        and torch.backends.mkldnn.is_available()
+    )
