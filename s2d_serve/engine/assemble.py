@@ -57,6 +57,7 @@ def load_drafter(
     translators: tuple[Translator | None, ...] = (None,) * len(exit_layers)
     vocabulary = None
     if trained is not None:
+        trained.change_layers(trunk.layers)
         exit_layers = trained.shape.exit_layers
         vocabulary = trained.vocabulary
         translators = trained.translators(trunk.hidden_size, trunk.norm_eps, trunk.embed([0]))

@@ -1,11 +1,12 @@
 """A trained draft on disk: what was learned; the base's weights are named, not copied.
 
 draft.json          base, layers, exits, vocabulary size
-draft.safetensors   the translators of the exits, the ids that can be drafted
+draft.safetensors   the translators of the exits, the ids that can be drafted, changes to the trunk
 README.md           the card
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2d_serve.engine.heads import Translator
 from s2d_serve.errors import WeightsError
@@ -22,6 +23,8 @@ FORMAT = "s2d-draft-1"
 SETTINGS = "draft.json"
 TENSORS = "draft.safetensors"
 VOCABULARY = "vocabulary"
+FIRST_FACTOR = ".A"
+SECOND_FACTOR = ".B"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,28 @@ class TrainedDraft:
             raise WeightsError(f"the trained draft does not fit its base: {error}") from None
         return translator.to(like.device, like.dtype).requires_grad_(False).eval()
 
+    @torch.no_grad()
+    def change_layers(self, layers: Sequence[nn.Module]) -> None:
+        """Bring what was learned into the base's layers, in place.
+
+        Raises: WeightsError if the tensors do not fit.
+        """
+        for name, tensor in self.tensors.items():
+            if not name.startswith("layer."):
+                continue
+            _, index, path = name.split(".", 2)
+            try:
+                layer = layers[int(index)]
+                if path.endswith(FIRST_FACTOR):
+                    path = path.removesuffix(FIRST_FACTOR)
+                    second = self.tensors[f"layer.{index}.{path}{SECOND_FACTOR}"]
+                    weight = layer.get_submodule(path).weight
+                    weight += (second.float() @ tensor.float()).to(weight.dtype)
+                elif not path.endswith(SECOND_FACTOR):
+                    layer.get_parameter(path).copy_(tensor)
+            except (IndexError, KeyError, AttributeError, RuntimeError) as error:
+                raise WeightsError(f"the trained draft does not fit its base: {error}") from None
+
     def save(self, folder: Path) -> None:
         """Write the folder's two files; a reader never sees half of one."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,6 +137,19 @@ def translator_tensors(exit_layer: int, translator: Translator) -> dict[str, Ten
         f"exit.{exit_layer}.{name}": tensor.detach().to(torch.bfloat16)
         for name, tensor in translator.state_dict().items()
     }
+
+
+def layer_change(
+    layer: int, path: str, first: Tensor, second: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """A low-rank change, `second` [out, r] @ `first` [r, in], to a linear layer's weight."""
+    for suffix, factor in ((FIRST_FACTOR, first), (SECOND_FACTOR, second)):
+        yield f"layer.{layer}.{path}{suffix}", factor.detach().to(torch.bfloat16)
+
+
+def layer_weight(layer: int, path: str, weight: Tensor) -> tuple[str, Tensor]:
+    """A weight that takes the place of the base's."""
+    return f"layer.{layer}.{path}", weight.detach().to(torch.bfloat16)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
