@@ -60,6 +60,8 @@ class SpeculationConfig(Config):
     """Exit layer that this target may use at most; None is the draft's last."""
     thresholds: tuple[float, ...] | None = None
     """Confidence at which each exit but the deepest emits; None takes the draft's."""
+    min_confidence: float = Field(default=0.3, ge=0, le=1)
+    """An adaptive proposal ends after a token that its exit finds less probable than this."""
 
 
 class DraftConfig(ModelConfig):

@@ -198,6 +198,49 @@ def train(
     run(load_deployment_file(file).config, tuple(rows), settings, output, save_every, command)
 
 
+@app.command(name="eval")
+def evaluate(
+    output: Annotated[Path, typer.Argument(help="Folder for the report.", metavar="FOLDER")],
+    prompts: Annotated[Path, typer.Option(help="Questions in Spec-Bench's format.")],
+    file: Annotated[Path, typer.Option("--file", "-f", help="The deployment file.")] = DEFAULT_FILE,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="The file's first by default.")
+    ] = None,
+    category: Annotated[
+        list[str] | None, typer.Option(help="Only these; repeatable.", show_default="all")
+    ] = None,
+    per_category: Annotated[
+        int | None, typer.Option(min=1, help="Questions of each.", show_default="all")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Output tokens at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Medians are over these.")] = 3,
+    fixed_exits: Annotated[
+        bool, typer.Option("--fixed-exits", help="Also each exit of the draft alone.")
+    ] = False,
+    transformers: Annotated[
+        bool,
+        typer.Option("--transformers", help="Also generate, assisted generation, prompt lookup."),
+    ] = False,
+    url: Annotated[
+        str | None, typer.Option(help="Measure a running service instead, such as http://...:8000.")
+    ] = None,
+) -> None:
+    """Measure a target with its draft and without, side by side."""
+    from s2d_serve.cli.evaluate import EvalOptions
+    from s2d_serve.cli.evaluate import evaluate as run
+    from s2d_serve.evaluation.questions import read_questions
+
+    if url is not None and (fixed_exits or transformers):
+        raise ConfigError("--fixed-exits and --transformers run in this process: leave --url out")
+    questions = read_questions(prompts, tuple(category or ()), per_category)
+    options = EvalOptions(max_tokens, temperature, seed, repeats, fixed_exits, transformers)
+    command = shlex.join(["s2d", *sys.argv[1:]])
+    config = load_deployment_file(file).config
+    run(config, target, questions, options, output, url, command)
+
+
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))

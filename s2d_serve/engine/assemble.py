@@ -108,10 +108,10 @@ def pair(
             f"targets.{target}.speculation.thresholds needs {num_thresholds} values, one for "
             f"each exit before layer {deepest}: got {len(thresholds)}"
         )
-    lengths = DraftLengthPolicy(
-        speculation.max_draft_tokens, adaptive=speculation.draft_length == "adaptive"
-    )
-    return Pairing(ExitPolicy(thresholds), lengths)
+    is_adaptive = speculation.draft_length == "adaptive"
+    min_confidence = speculation.min_confidence if is_adaptive else 0.0
+    lengths = DraftLengthPolicy(speculation.max_draft_tokens, adaptive=is_adaptive)
+    return Pairing(ExitPolicy(thresholds, min_confidence), lengths)
 
 
 def _keep_layers(checkpoint: Checkpoint, source: str, layers: tuple[int, ...] | None) -> None:

@@ -47,6 +47,8 @@ class DraftSequence:
     parked: list[Tensor]
     exits: list[int] = field(default_factory=list)
     """Exit layer of each drafted token."""
+    is_sure: bool = True
+    """The last drafted token was confident enough for another one to follow."""
 
     @property
     def num_missing(self) -> int:
@@ -154,6 +156,11 @@ class SortedDraft:
         sequence = self.sequences.get(sequence_id)
         return sequence is not None and 0 < sequence.num_missing <= MAX_UNREAD_TOKENS
 
+    def gave_up(self, sequence_id: str) -> bool:
+        """Whether the sequence's last proposal ended because its exit was too unsure."""
+        sequence = self.sequences.get(sequence_id)
+        return sequence is not None and not sequence.is_sure
+
     @torch.inference_mode()
     def prefill(self) -> bool:
         """Read a chunk of a sequence that lags behind, in all its segments; False if none does."""
@@ -168,7 +175,8 @@ class SortedDraft:
     def propose(
         self, lengths: Mapping[str, int], step_costs: list[tuple[int, float]]
     ) -> dict[str, Proposal]:
-        """Draft up to so many tokens for each sequence; an end token ends a proposal.
+        """Draft up to so many tokens for each sequence; an end token ends a proposal, and so does
+        one that its exit is too unsure of.
 
         What was drafted before and has seen no outcome is proposed again.
 
@@ -249,6 +257,7 @@ class SortedDraft:
                     every_id = self.heads.over_all_ids(logits[row])
                     token_id = sample(every_id, params, position, sequence.counts)
                 sequence.extend([token_id])
+                sequence.is_sure = confidences[row] >= sequence.policy.min_confidence
                 leaving.add(i)
         return leaving
 
@@ -295,6 +304,7 @@ class SortedDraft:
         sequence.truncate(base_length + num_same, last)
         sequence.extend(token_ids[num_same:])
         sequence.exits.clear()
+        sequence.is_sure = True
         sequence.num_committed = len(sequence.token_ids)
 
 
@@ -303,4 +313,4 @@ def _goes_on(sequence: DraftSequence, limit: int) -> bool:
     if not sequence.exits:
         return limit > 0
     is_end = sequence.token_ids[-1] in sequence.start.params.stop_token_ids
-    return len(sequence.exits) < limit and not is_end
+    return sequence.is_sure and len(sequence.exits) < limit and not is_end

@@ -48,7 +48,12 @@ class Drafter:
         unknown = []
         for sequence_id, outcome in result.outcomes.items():
             if sequence_id in self._records:
-                policy.record(self._records[sequence_id], len(outcome.exits), outcome.num_accepted)
+                policy.record(
+                    self._records[sequence_id],
+                    len(outcome.exits),
+                    outcome.num_accepted,
+                    self.draft.gave_up(sequence_id),
+                )
             if outcome.finish_reason is not None:
                 self.close(sequence_id)
             elif outcome.token_ids and sequence_id not in self._declined:

@@ -137,5 +137,5 @@ def _can_be_packed(weight: Tensor) -> bool:
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and weight.numel() >= MIN_PACKED_WEIGHTS
-        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # untyped
     )

@@ -97,8 +97,8 @@ class TrainedDraft:
                 if path.endswith(FIRST_FACTOR):
                     path = path.removesuffix(FIRST_FACTOR)
                     second = self.tensors[f"layer.{index}.{path}{SECOND_FACTOR}"]
-                    weight = layer.get_submodule(path).weight
-                    weight += (second.float() @ tensor.float()).to(weight.dtype)
+                    weight = layer.get_parameter(f"{path}.weight")
+                    weight.add_((second.float() @ tensor.float()).to(weight.dtype))
                 elif not path.endswith(SECOND_FACTOR):
                     layer.get_parameter(path).copy_(tensor)
             except (IndexError, KeyError, AttributeError, RuntimeError) as error:

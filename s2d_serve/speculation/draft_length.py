@@ -26,21 +26,22 @@ MAX_REST_ROUNDS = 256
 
 @dataclass(slots=True)
 class AcceptanceEstimate:
-    """Running probability that the draft token at each position is accepted, given that those
-    before it were.
+    """Running probability that there is a draft token at each position and it is accepted, given
+    that those before it were.
     """
 
     tried: list[float] = field(default_factory=list)
     accepted: list[float] = field(default_factory=list)
 
-    def record(self, num_drafted: int, num_accepted: int) -> None:
+    def record(self, num_drafted: int, num_accepted: int, gave_up: bool = False) -> None:
         """One round: the positions after the first rejection say nothing, and what they said
         before fades too, so that they are tried again.
+
+        `gave_up`: the draft was too unsure to go on; the position where it stopped gave nothing.
         """
-        num_tried = min(num_drafted, num_accepted + 1)
-        for counts, num_hits in ((self.tried, num_tried), (self.accepted, num_accepted)):
-            counts.extend([0.0] * (num_tried - len(counts)))
-            counts[:] = [c * DECAY + (i < num_hits) for i, c in enumerate(counts)]
+        num_tried = min(num_drafted + gave_up, num_accepted + 1)
+        _count(self.tried, num_tried, num_tried)
+        _count(self.accepted, num_accepted, num_tried)
 
     def probability(self, position: int, prior: float, prior_weight: float) -> float:
         """Estimate for one position; positions without a record stand on the prior alone."""
@@ -49,6 +50,36 @@ class AcceptanceEstimate:
         return (self.accepted[position] + prior * prior_weight) / (
             self.tried[position] + prior_weight
         )
+
+
+@dataclass(slots=True)
+class StepEstimate:
+    """Running mean of the steps that a proposal takes, as a function of the length asked for: less
+    than that where the draft gives up earlier.
+    """
+
+    wanted: list[float] = field(default_factory=list)
+    taken: list[float] = field(default_factory=list)
+
+    def record(self, num_drafted: int, gave_up: bool) -> None:
+        """One proposal."""
+        _count(self.wanted, num_drafted + gave_up, num_drafted + gave_up)
+        _count(self.taken, num_drafted, num_drafted + gave_up)
+
+    def __call__(self, length: int) -> float:
+        """Expected steps of a proposal of this length; as many as asked for where none is known."""
+        steps, share = 0.0, 1.0
+        for position in range(length):
+            if position < len(self.wanted) and self.wanted[position] > 0:
+                share *= self.taken[position] / self.wanted[position]
+            steps += share
+        return steps
+
+
+def _count(counts: list[float], num_hits: int, size: int) -> None:
+    """Let all counts fade and add one to the first `num_hits`."""
+    counts.extend([0.0] * (size - len(counts)))
+    counts[:] = [c * DECAY + (i < num_hits) for i, c in enumerate(counts)]
 
 
 @dataclass(slots=True)
@@ -95,6 +126,7 @@ class DraftLengthPolicy:
     max_draft_tokens: int
     adaptive: bool = True
     acceptance: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
+    steps: StepEstimate = field(default_factory=StepEstimate)
     draft_step_s: CostCurve = field(default_factory=CostCurve)
     """Cost of one draft step, by rows."""
     verify_s: CostCurve = field(default_factory=CostCurve)
@@ -133,11 +165,18 @@ class DraftLengthPolicy:
                 best_length = num_probe
         return [best_length] * len(sequences)
 
-    def record(self, sequence: AcceptanceEstimate, num_drafted: int, num_accepted: int) -> None:
-        """Learn from one sequence's round."""
+    def record(
+        self,
+        sequence: AcceptanceEstimate,
+        num_drafted: int,
+        num_accepted: int,
+        gave_up: bool = False,
+    ) -> None:
+        """Learn from one sequence's round; `gave_up`: its draft stopped before it had to."""
         if num_drafted:
-            self.acceptance.record(num_drafted, num_accepted)
-            sequence.record(num_drafted, num_accepted)
+            self.acceptance.record(num_drafted, num_accepted, gave_up)
+            sequence.record(num_drafted, num_accepted, gave_up)
+            self.steps.record(num_drafted, gave_up)
             self.promising = num_accepted == num_drafted
 
     def _reach(self, sequence: AcceptanceEstimate) -> list[float]:
@@ -155,7 +194,8 @@ class DraftLengthPolicy:
         """
         num_rows = len(reach)
         expected = sum(1.0 + sum(row[:length]) for row in reach)
-        seconds = self.verify_s(num_rows * (1 + length))
+        num_steps = self.steps(length)
+        seconds = self.verify_s(round(num_rows * (1 + num_steps)))
         if length:
-            seconds += length * self.draft_step_s(num_rows)
+            seconds += num_steps * self.draft_step_s(num_rows)
         return expected / seconds

@@ -12,6 +12,8 @@ class ExitPolicy:
 
     thresholds: tuple[float, ...]
     """One per exit but the deepest; above 1 the exit never emits and its head is not run."""
+    min_confidence: float = 0.0
+    """A proposal ends after a token that is less probable than this to the exit that emits it."""
 
     @property
     def deepest(self) -> int:

@@ -127,8 +127,8 @@ def _trunk_changes(decoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, module in layer.named_modules():
             if isinstance(module, peft.tuners.lora.Linear):
                 adapted.add(name)
-                first = module.lora_A["default"].weight
-                second = module.lora_B["default"].weight * module.scaling["default"]
+                first = cast(Tensor, module.lora_A["default"].weight)
+                second = cast(Tensor, module.lora_B["default"].weight) * module.scaling["default"]
                 yield from layer_change(i, name, first, second)
         if not adapted:
             for name, parameter in layer.named_parameters():

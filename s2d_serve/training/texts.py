@@ -44,7 +44,8 @@ def documents(
     Raises: ConfigError if a file is no text.
     """
     for path in paths:
-        ids = tokenizer("\n".join(_lines(path, keep_empty=True)))["input_ids"]
+        text = "\n".join(_lines(path, keep_empty=True))
+        ids: list[int] = tokenizer.encode(text)  # type: ignore[assignment]  # one text, one list
         for start in range(0, len(ids), max_tokens):
             piece = tuple(ids[start : start + max_tokens])
             if len(piece) > 1:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator  # type: ignore[import-untyped]  # no stubs
 from torch import Tensor, nn
 
 from s2d_serve.engine.checkpoint import Checkpoint

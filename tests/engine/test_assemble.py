@@ -100,7 +100,10 @@ def test_a_draft_takes_its_exits_and_limits_from_the_config(folder: Path) -> Non
     assert (draft.prefill_chunk, draft.max_parked_tokens) == (7, 9)
     assert (draft.trunk.cache.num_slots, draft.trunk.cache.capacity) == (2, 48)
     one, two = drafter.pairings["one"], drafter.pairings["two"]
-    assert (one.exits, two.exits) == (ExitPolicy((0.3,)), ExitPolicy((0.3, 0.6)))
+    assert (one.exits, two.exits) == (
+        ExitPolicy((0.3,), 0.3),
+        ExitPolicy((0.3, 0.6), 0.3),
+    )
     assert (one.lengths.max_draft_tokens, one.lengths.adaptive) == (3, False)
     assert (two.lengths.max_draft_tokens, two.lengths.adaptive) == (5, True)
     assert one.lengths is not two.lengths
