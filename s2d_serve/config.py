@@ -170,6 +170,8 @@ class AppConfig(Config):
     """The shared draft; None: targets decode alone."""
     targets: dict[str, TargetConfig] = Field(min_length=1)
     """Targets by the name that clients use; also the name of their deployment."""
+    calibration: LocalPath | None = None
+    """File that `s2d calibrate` wrote: how targets use the draft, where it is not said here."""
     limits: LimitsConfig = LimitsConfig()
     """What a request may ask for."""
     auth: AuthConfig = AuthConfig()

@@ -77,7 +77,9 @@ def generate(
 
     The text goes to standard output as it comes, statistics to standard error.
     """
-    config = load_deployment_file(file).config
+    from s2d_serve.engine.calibration import calibrated
+
+    config = calibrated(load_deployment_file(file).config)
     text = sys.stdin.read() if prompt == "-" else prompt
     # torch and transformers: seconds that --help need not wait for
     from s2d_serve.cli import generation
@@ -230,6 +232,7 @@ def evaluate(
     """Measure a target with its draft and without, side by side."""
     from s2d_serve.cli.evaluate import EvalOptions
     from s2d_serve.cli.evaluate import evaluate as run
+    from s2d_serve.engine.calibration import calibrated
     from s2d_serve.evaluation.questions import read_questions
 
     if url is not None and (fixed_exits or transformers):
@@ -237,8 +240,36 @@ def evaluate(
     questions = read_questions(prompts, tuple(category or ()), per_category)
     options = EvalOptions(max_tokens, temperature, seed, repeats, fixed_exits, transformers)
     command = shlex.join(["s2d", *sys.argv[1:]])
-    config = load_deployment_file(file).config
+    config = calibrated(load_deployment_file(file).config)
     run(config, target, questions, options, output, url, command)
+
+
+@app.command()
+def calibrate(
+    output: Annotated[Path, typer.Argument(help="File to write.", metavar="CALIBRATION")],
+    file: Annotated[Path, typer.Option("--file", "-f", help="The deployment file.")] = DEFAULT_FILE,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(help="general, code, or a file; repeatable.", show_default="general"),
+    ] = None,
+    number: Annotated[int, typer.Option(min=1, help="Prompts of each.")] = 24,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 128,
+    seed: Annotated[int, typer.Option(help="Draws the built-in prompts.")] = 7919,
+    exclude: Annotated[
+        list[Path] | None, typer.Option(help="Evaluation prompts to stay away from; repeatable.")
+    ] = None,
+) -> None:
+    """Measure, on this machine, how each target should use the draft.
+
+    Nothing else should run beside it.
+    """
+    from s2d_serve.cli.calibrate import CalibrationOptions
+    from s2d_serve.cli.calibrate import calibrate as run
+
+    options = CalibrationOptions(
+        tuple(prompts or ("general",)), number, max_tokens, seed, tuple(exclude or ())
+    )
+    run(load_deployment_file(file).config, options, output)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

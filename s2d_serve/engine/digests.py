@@ -17,6 +17,9 @@ from s2d_serve.errors import WeightsError
 WEIGHTS = "model*.safetensors"
 """The files that transformers loads; repositories hold copies in other formats beside them."""
 
+DRAFT_TENSORS = "draft.safetensors"
+"""In a trained draft's folder: what was learned."""
+
 MANIFEST = "s2d.json"
 """In a converted folder: what it was made from, and the digest of its weights."""
 

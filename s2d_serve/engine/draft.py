@@ -97,7 +97,7 @@ class SortedDraft:
         self.sequences: dict[str, DraftSequence] = {}
         self._free_slots = list(range(trunk.cache.num_slots))
         starts = (0, *self.exit_layers[:-1])
-        self._segments: list[Sequence[nn.Module]] = [
+        self.segments: list[Sequence[nn.Module]] = [
             self.trunk.layers[start:stop]
             for start, stop in zip(starts, self.exit_layers, strict=True)
         ]
@@ -213,7 +213,7 @@ class SortedDraft:
 
     def _step(self, active: Sequence[DraftSequence]) -> list[tuple[DraftSequence, int]]:
         """Draft one token for each sequence; which exit emitted it."""
-        for segment in range(1, len(self._segments)):
+        for segment in range(1, len(self.segments)):
             full = [
                 sequence
                 for sequence in active
@@ -223,7 +223,7 @@ class SortedDraft:
             self._run_segment(segment, full)
         emitted: list[tuple[DraftSequence, int]] = []
         undecided = list(active)
-        for exit_index in range(len(self._segments)):
+        for exit_index in range(len(self.segments)):
             hidden = self._run_segment(exit_index, undecided)
             leaving = self._emit(exit_index, undecided, hidden)
             emitted += [(undecided[i], exit_index) for i in leaving]
@@ -279,7 +279,7 @@ class SortedDraft:
             rows.append(Row(sequence.slot, sequence.filled[segment], new.shape[0], prompt))
             sequence.filled[segment] += new.shape[0]
         batch = self.trunk.batch(rows)
-        hidden = self.trunk.run(self._segments[segment], torch.cat(inputs), batch)
+        hidden = self.trunk.run(self.segments[segment], torch.cat(inputs), batch)
         sizes = [row.num_tokens for row in rows]
         for sequence, own in zip(sequences, torch.split(hidden, sizes), strict=True):
             if segment < sequence.policy.deepest:

@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from s2d_serve.engine.digests import DRAFT_TENSORS as TENSORS
 from s2d_serve.engine.heads import Translator
 from s2d_serve.errors import WeightsError
 
 FORMAT = "s2d-draft-1"
 SETTINGS = "draft.json"
-TENSORS = "draft.safetensors"
 VOCABULARY = "vocabulary"
 FIRST_FACTOR = ".A"
 SECOND_FACTOR = ".B"

@@ -9,6 +9,7 @@ from ray.serve import Application, Deployment
 from ray.serve.context import _get_global_client
 
 from s2d_serve.config import AppConfig
+from s2d_serve.engine.calibration import calibrated
 from s2d_serve.exposure import check_exposure
 from s2d_serve.serving.servers import DraftServer, TargetServer
 
@@ -49,7 +50,11 @@ class HttpRouter:
 
 
 def build(args: AppConfig) -> Application:
-    """One deployment per target, named after it, one for the draft, and the router before them."""
+    """One deployment per target, named after it, one for the draft, and the router before them.
+
+    Raises: ConfigError if the calibration file cannot be read.
+    """
+    args = calibrated(args)
     total_s = args.limits.total_s
     targets = {
         name: _deployment(

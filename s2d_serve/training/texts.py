@@ -45,7 +45,7 @@ def documents(
     """
     for path in paths:
         text = "\n".join(_lines(path, keep_empty=True))
-        ids: list[int] = tokenizer.encode(text)  # type: ignore[assignment]  # one text, one list
+        ids: list[int] = list(tokenizer(text)["input_ids"])
         for start in range(0, len(ids), max_tokens):
             piece = tuple(ids[start : start + max_tokens])
             if len(piece) > 1:
@@ -74,7 +74,7 @@ def _turns(where: str, line: str) -> list[dict[str, str]]:
 def _templated(
     tokenizer: PreTrainedTokenizerFast, turns: Sequence[dict[str, str]], is_open: bool
 ) -> list[int]:
-    ids: list[int] = tokenizer.apply_chat_template(
+    ids: list[int] = tokenizer.apply_chat_template(  # type: ignore[assignment]  # a list, as asked
         list(turns), add_generation_prompt=is_open, tokenize=True, return_dict=False
     )
     return ids

@@ -100,10 +100,8 @@ def test_a_draft_takes_its_exits_and_limits_from_the_config(folder: Path) -> Non
     assert (draft.prefill_chunk, draft.max_parked_tokens) == (7, 9)
     assert (draft.trunk.cache.num_slots, draft.trunk.cache.capacity) == (2, 48)
     one, two = drafter.pairings["one"], drafter.pairings["two"]
-    assert (one.exits, two.exits) == (
-        ExitPolicy((0.3,), 0.3),
-        ExitPolicy((0.3, 0.6), 0.3),
-    )
+    assert one.exits == ExitPolicy((0.3,))  # proposals of fixed length end for no doubt
+    assert two.exits == ExitPolicy((0.3, 0.6), min_confidence=0.3)
     assert (one.lengths.max_draft_tokens, one.lengths.adaptive) == (3, False)
     assert (two.lengths.max_draft_tokens, two.lengths.adaptive) == (5, True)
     assert one.lengths is not two.lengths
@@ -112,7 +110,7 @@ def test_a_draft_takes_its_exits_and_limits_from_the_config(folder: Path) -> Non
 def test_without_exits_the_whole_checkpoint_is_the_draft(folder: Path) -> None:
     drafter, _ = load_drafter(draft_config(folder), {"one": SpeculationConfig()})
     assert drafter.draft.exit_layers == (5,)
-    assert drafter.pairings["one"].exits == ExitPolicy(())
+    assert drafter.pairings["one"].exits == ExitPolicy((), 0.3)
 
 
 def test_front_and_back_layers_make_a_draft(folder: Path) -> None:
@@ -184,7 +182,7 @@ def test_thresholds_are_the_targets_else_the_drafts(
     default: tuple[float, ...] | None,
     expected: tuple[float, ...],
 ) -> None:
-    assert pair("one", speculation, EXITS, default).exits == ExitPolicy(expected)
+    assert pair("one", speculation, EXITS, default).exits == ExitPolicy(expected, 0.3)
 
 
 @pytest.mark.parametrize(
