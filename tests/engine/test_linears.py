@@ -1,0 +1,79 @@
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from s2d_serve.engine.linears import (
+    MIN_PACKED_WEIGHTS,
+    Int4Linear,
+    Int8Linear,
+    PackedLinear,
+    as_linear,
+    prepare,
+    prepare_layers,
+)
+
+
+def layer(columns: int, rows: int, dtype: torch.dtype, bias: bool = True) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(columns + rows)
+        return nn.Linear(columns, rows, bias=bias).to(dtype).requires_grad_(False)
+
+
+def states(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5)).to(dtype)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [64, 100])  # 100 is no multiple of 16
+@pytest.mark.parametrize(("kind", "worst"), [(Int8Linear, 0.02), (Int4Linear, 0.15)])
+def test_rounded_layers_are_near_the_whole_one(
+    kind: type[nn.Module], worst: float, rows: int, bias: bool
+) -> None:
+    whole = layer(96, rows, torch.bfloat16, bias)
+    inputs = states(2, 3, 96, dtype=torch.bfloat16)
+    expected, found = whole(inputs).float(), kind(whole)(inputs).float()
+    assert found.shape == (2, 3, rows)
+    error = float((found - expected).norm() / expected.norm())
+    assert 0 < error < worst
+
+
+def test_int4_is_as_exact_as_sixteen_levels_can_be() -> None:
+    levels = torch.arange(16.0) / 4 - 1
+    weight = levels[torch.randint(16, (32, 64), generator=torch.Generator().manual_seed(1))]
+    weight[:, ::32], weight[:, 1::32] = levels[0], levels[15]  # each group spans all levels
+    inputs = states(4, 64, dtype=torch.float32)
+    rounded = Int4Linear(as_linear(weight))
+    assert torch.allclose(rounded(inputs), inputs @ weight.T, atol=1e-4)
+
+
+def test_packed_rows_do_not_depend_on_their_number() -> None:
+    whole = layer(256, 512, torch.float32)
+    packed = prepare(whole)
+    assert isinstance(packed, PackedLinear)
+    inputs = states(9, 256, dtype=torch.float32)
+    together = packed(inputs)
+    assert torch.allclose(together, whole(inputs), atol=1e-5)
+    for n in (1, 2, 5):
+        assert torch.equal(packed(inputs[:n]), together[:n])
+
+
+def test_what_gains_nothing_stays_as_it_is() -> None:
+    small = layer(64, MIN_PACKED_WEIGHTS // 64 - 1, torch.float32)
+    assert prepare(small) is small
+    half = layer(256, 512, torch.bfloat16)
+    assert prepare(half) is half
+    odd = layer(40, 64, torch.bfloat16)  # no whole groups of 32
+    assert prepare(odd, "int4") is odd
+    assert isinstance(prepare(odd, "int8"), Int8Linear)
+
+
+def test_every_linear_layer_inside_is_prepared() -> None:
+    block = nn.Sequential(
+        layer(64, 64, torch.bfloat16), nn.Sequential(nn.Linear(64, 32)), nn.SiLU()
+    )
+    prepare_layers([block], "int8")
+    assert isinstance(block[0], Int8Linear)
+    assert isinstance(cast(nn.Sequential, block[1])[0], Int8Linear)
+    assert isinstance(block[2], nn.SiLU)
