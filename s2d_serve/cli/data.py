@@ -1,6 +1,6 @@
 """`s2d data`: training text for a sorted draft, written as rows of token ids."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -59,11 +59,11 @@ def write_answers(
     resolve(config)  # it shows its own progress
     with NOTES.status("loading the target"):
         target, checkpoint = load_target(config.model_copy(update={"max_sequences": batch}))
-    file = RowFile(output, vocabulary_sha256(checkpoint.tokenizer))
-    missing = [(key, prompt) for key, prompt in prompts if key not in file.keys]
-    if len(missing) < len(prompts):
-        NOTES.print(f"{output} has {len(prompts) - len(missing)} of the answers already")
-    _write(file, answer(target, checkpoint, missing, options), len(missing))
+    with RowFile(output, vocabulary_sha256(checkpoint.tokenizer)) as file:
+        missing = [(key, prompt) for key, prompt in prompts if key not in file.keys]
+        if len(missing) < len(prompts):
+            NOTES.print(f"{output} has {len(prompts) - len(missing)} of the answers already")
+        _write(file, answer(target, checkpoint, missing, options), len(missing))
     NOTES.print(f"{num_dropped} prompts were left out: nearly the same as an excluded text")
 
 
@@ -87,18 +87,20 @@ def chosen_prompts(choice: PromptChoice) -> tuple[list[tuple[str, str]], int]:
 
 def write_conversations(config: TargetConfig, path: Path, max_tokens: int, output: Path) -> None:
     """Rows of a ShareGPT file. Raises: ConfigError if it cannot be read so."""
+    _check_files([path])
     tokenizer = load_tokenizer(resolve(config))
-    file = RowFile(output, vocabulary_sha256(tokenizer))
-    _write(file, _new(file, conversations(path, tokenizer, max_tokens)), None)
+    with RowFile(output, vocabulary_sha256(tokenizer)) as file:
+        _write(file, _new(file, conversations(path, tokenizer, max_tokens)), None)
 
 
 def write_documents(
-    config: TargetConfig, paths: Iterable[Path], max_tokens: int, output: Path
+    config: TargetConfig, paths: Sequence[Path], max_tokens: int, output: Path
 ) -> None:
     """Rows of text files. Raises: ConfigError if one cannot be read."""
+    _check_files(paths)
     tokenizer = load_tokenizer(resolve(config))
-    file = RowFile(output, vocabulary_sha256(tokenizer))
-    _write(file, _new(file, documents(tuple(paths), tokenizer, max_tokens)), None)
+    with RowFile(output, vocabulary_sha256(tokenizer)) as file:
+        _write(file, _new(file, documents(paths, tokenizer, max_tokens)), None)
 
 
 def _all_prompts(choice: PromptChoice) -> Iterator[str]:
@@ -109,6 +111,12 @@ def _all_prompts(choice: PromptChoice) -> Iterator[str]:
             f"--prompts {choice.source}: neither a file nor one of {', '.join(KINDS)}"
         )
     return islice(read_prompts(Path(choice.source)), choice.number)
+
+
+def _check_files(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError(f"there is no file {path}")
 
 
 def _new(file: RowFile, rows: Iterable[Row]) -> Iterator[Row]:
@@ -128,5 +136,4 @@ def _write(file: RowFile, rows: Iterable[Row], total: int | None) -> None:
         for row in rows:
             file.add(row)
             progress.update(task, advance=1, num_tokens=file.num_learned)
-    file.close()
     NOTES.print(f"{len(file.keys)} rows with {file.num_learned:,} tokens to learn from")

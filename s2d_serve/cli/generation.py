@@ -10,7 +10,7 @@ from rich.table import Table
 
 from s2d_serve.cli.output import NOTES
 from s2d_serve.config import AppConfig, DraftConfig, SpeculationConfig, TargetConfig
-from s2d_serve.engine.assemble import load_drafter, load_target
+from s2d_serve.engine.assemble import exit_layers_of, load_drafter, load_target
 from s2d_serve.engine.checkpoint import Checkpoint, same_vocabulary
 from s2d_serve.engine.drafter import Drafter
 from s2d_serve.engine.messages import Outcome, SequenceStart
@@ -255,7 +255,7 @@ def _speculation(
     if draft_use.max_draft_tokens is not None:
         changes["max_draft_tokens"] = draft_use.max_draft_tokens
     if draft_use.exit_layer is not None:
-        exits = draft.exit_layers or ()
+        exits = exit_layers_of(draft) or ()
         if draft_use.exit_layer not in exits:
             raise ConfigError(
                 f"--exit-layer {draft_use.exit_layer}: the draft's exits are {list(exits)}"

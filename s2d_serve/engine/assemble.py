@@ -80,6 +80,16 @@ def load_drafter(
     return Drafter(draft, pairings), checkpoint
 
 
+def exit_layers_of(config: DraftConfig) -> tuple[int, ...] | None:
+    """The draft's exits as far as the settings tell; None: the whole checkpoint is the only one.
+
+    Raises: WeightsError if a trained draft is missing or damaged.
+    """
+    if config.trained is not None:
+        return load_trained(config.trained).shape.exit_layers
+    return config.exit_layers
+
+
 def pair(
     target: str,
     speculation: SpeculationConfig,

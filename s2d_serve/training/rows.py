@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Self, TextIO
 
 from transformers import PreTrainedTokenizerFast
 
@@ -35,7 +35,7 @@ def vocabulary_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 class RowFile:
-    """A file of rows that is added to."""
+    """A file of rows that is added to: with RowFile(path, vocabulary) as file: file.add(row)."""
 
     def __init__(self, path: Path, vocabulary: str) -> None:
         """Opens a file, or goes on with one that is there.
@@ -66,8 +66,10 @@ class RowFile:
         top = [[(i, round(logprob, 3)) for i, logprob in entry] for entry in row.top]
         self._write(fields | ({"top": top} if top else {}))
 
-    def close(self) -> None:
-        """No more rows."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def _count(self, row: Row) -> None:

@@ -12,10 +12,9 @@ ROWS = [
 
 
 def written(path: Path) -> RowFile:
-    file = RowFile(path, "tokens")
-    for row in ROWS:
-        file.add(row)
-    file.close()
+    with RowFile(path, "tokens") as file:
+        for row in ROWS:
+            file.add(row)
     return file
 
 
@@ -29,10 +28,9 @@ def test_a_file_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     written(path)
     path.write_bytes(path.read_bytes()[:-5])  # the last row is torn
-    file = RowFile(path, "tokens")
-    assert (file.keys, file.num_learned) == ({"a"}, 2)
-    file.add(ROWS[1])
-    file.close()
+    with RowFile(path, "tokens") as file:
+        assert (file.keys, file.num_learned) == ({"a"}, 2)
+        file.add(ROWS[1])
     assert list(read_rows(path, "tokens")) == ROWS
 
 
@@ -54,7 +52,8 @@ def test_what_is_no_row_file_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_no_rows_at_all_is_an_error(tmp_path: Path) -> None:
-    RowFile(tmp_path / "rows.jsonl", "tokens").close()
+    with RowFile(tmp_path / "rows.jsonl", "tokens"):
+        pass
     with pytest.raises(ConfigError, match="no rows"):
         read_all([tmp_path / "rows.jsonl"], "tokens")
     with pytest.raises(ConfigError, match="No such file"):
