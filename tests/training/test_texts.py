@@ -18,7 +18,7 @@ def test_a_conversation_is_learned_from_its_first_answer_on(tmp_path: Path) -> N
     first, second = conversations(path, tokenizer, 200)
     assert first.token_ids == second.token_ids
     learned = tokenizer.decode(list(first.token_ids[first.num_prompt_tokens :]))
-    assert learned.startswith("stop<|im_end|>")
+    assert str(learned).startswith("stop<|im_end|>")
     assert first.key != second.key
     assert list(conversations(path, tokenizer, first.num_prompt_tokens)) == []
 
