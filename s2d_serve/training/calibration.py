@@ -142,11 +142,16 @@ def fixed_exits(table: Table, costs: Costs) -> dict[int, Found]:
     return {i: best_with(table, costs, (NEVER,) * i) for i in exits}
 
 
+def tokens_per_s(table: Table, costs: Costs, policy: Policy) -> float:
+    """What a policy would give on these texts."""
+    return _rate(_steps(table, costs, policy.thresholds), table.offsets, costs, policy)
+
+
 def best_with(table: Table, costs: Costs, thresholds: tuple[float, ...]) -> Found:
     """The best length and confidence to go on at, for these thresholds."""
     steps = _steps(table, costs, thresholds)
     policies = [Policy(thresholds, sure, length) for sure in MIN_CONFIDENCES for length in LENGTHS]
-    rates = [_tokens_per_s(steps, table.offsets, costs, policy) for policy in policies]
+    rates = [_rate(steps, table.offsets, costs, policy) for policy in policies]
     best = max(range(len(policies)), key=lambda i: rates[i])
     return Found(policies[best], rates[best] * costs.verify_s[0])
 
@@ -180,7 +185,7 @@ def _steps(table: Table, costs: Costs, thresholds: tuple[float, ...]) -> _Steps:
     )
 
 
-def _tokens_per_s(steps: _Steps, offsets: Sequence[int], costs: Costs, policy: Policy) -> float:
+def _rate(steps: _Steps, offsets: Sequence[int], costs: Costs, policy: Policy) -> float:
     """Play the texts: propose, verify, commit.
 
     A draft that has erred goes on as it would have on the right text.

@@ -663,3 +663,18 @@ def test_a_new_epoch_is_followed_even_if_it_knows_less() -> None:
     assert reopened(lambda start, _: replace(start, epoch=1, token_ids=(*start.token_ids, 1))) == [
         1
     ]
+
+
+def test_a_proposal_ends_where_its_exit_is_unsure() -> None:
+    draft = new_draft()
+    draft.open(new_start("a"), WHOLE)
+    draft.open(new_start("b"), ExitPolicy((NEVER, NEVER), min_confidence=1.0))
+    proposals = propose(draft, {"a": 4, "b": 4})
+    assert len(proposals["a"].token_ids) == 4
+    assert len(proposals["b"].token_ids) == 1  # the one that it doubts is proposed
+    assert (draft.gave_up("a"), draft.gave_up("b"), draft.gave_up("c")) == (False, True, False)
+    assert len(propose(draft, {"b": 4})["b"].token_ids) == 1
+    base = draft.sequences["b"].num_committed
+    assert draft.commit("b", base, [1])
+    assert not draft.gave_up("b")
+    assert len(propose(draft, {"b": 4})["b"].token_ids) == 1

@@ -14,6 +14,7 @@ from s2d_serve.speculation.draft_length import (
     AcceptanceEstimate,
     CostCurve,
     DraftLengthPolicy,
+    StepEstimate,
 )
 from tests.speculation.examples import fixed_examples
 from tests.speculation.world import flat
@@ -264,3 +265,39 @@ def test_a_round_of_no_sequences_is_no_probe() -> None:
     assert policy.choose([], probe=True) == []
     assert policy.rest_rounds == MIN_REST_ROUNDS
     assert DraftLengthPolicy(8).choose([]) == []
+
+
+# Proposals that end early
+
+
+def test_a_position_where_the_draft_gave_up_gave_nothing() -> None:
+    estimate = AcceptanceEstimate()
+    estimate.record(2, 2, gave_up=True)
+    assert (estimate.tried, estimate.accepted) == ([1.0, 1.0, 1.0], [1.0, 1.0, 0.0])
+    rejected = AcceptanceEstimate()
+    rejected.record(2, 0, gave_up=True)  # what came after the rejection says nothing
+    assert (rejected.tried, rejected.accepted) == ([1.0], [0.0])
+
+
+def test_steps_are_counted_as_far_as_the_draft_goes() -> None:
+    steps = StepEstimate()
+    assert steps(4) == 4
+    for _ in range(200):
+        steps.record(1, gave_up=True)
+        steps.record(3, gave_up=False)
+    assert steps(1) == pytest.approx(1)
+    assert steps(3) == pytest.approx(1 + 2 * 0.5, abs=0.06)
+
+
+def test_long_proposals_pay_where_the_draft_stops_itself() -> None:
+    """Half of the rounds are sure and right to the end, the others end after a wrong token."""
+    stops = informed(6, [], 0.4, {1: 1.0})
+    for _ in range(100):
+        stops.record(AcceptanceEstimate(), 6, 6)
+        stops.record(AcceptanceEstimate(), 1, 0, gave_up=True)
+    goes_on = informed(6, [], 0.4, {1: 1.0})
+    for _ in range(100):
+        goes_on.record(AcceptanceEstimate(), 6, 6)
+        goes_on.record(AcceptanceEstimate(), 6, 0)
+    assert stops._tokens_per_second([[0.5] * 6], 6) > goes_on._tokens_per_second([[0.5] * 6], 6)
+    assert chosen(stops) == 6
