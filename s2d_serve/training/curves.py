@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from s2d_serve.training.trainer import Progress
+from s2d_serve.training.checkpoint import Progress
 
 CSV = "curves.csv"
 PNG = "curves.png"

@@ -5,50 +5,34 @@ folder every so many steps; on the CPU in float32 a run that was cut off gives t
 for bit, as one that was not.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]  # no stubs
 from torch import Tensor, nn
 
 from s2d_serve.engine.checkpoint import Checkpoint
-from s2d_serve.engine.heads import Translator
 from s2d_serve.engine.linears import prepare_layers
 from s2d_serve.engine.trained import VOCABULARY, DraftShape, TrainedDraft
-from s2d_serve.errors import ConfigError
-from s2d_serve.training.objective import ridge
+from s2d_serve.training import checkpoint, closed_form
+from s2d_serve.training.checkpoint import Progress
 from s2d_serve.training.rows import Row
 from s2d_serve.training.settings import TrainingSettings
 from s2d_serve.training.student import Student, batch_tokens
 from s2d_serve.training.targets import frequent_ids, learned_tokens
-from s2d_serve.training.trunk_states import StateFile, exit_states, final_states
+from s2d_serve.training.trunk_states import StateFile
 
-CHECKPOINT = "training.pt"
 STATES = "states.bin"
 NUM_EVALUATIONS = 10
 WARMUP = 0.05
 FLOOR = 0.05
 """Learning rate at the end, as a share of its peak."""
 MAX_NORM = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands after a step."""
-
-    step: int
-    num_steps: int
-    learning_rate: float
-    losses: tuple[float, ...]
-    """By trained exit."""
-    acceptance: tuple[float, ...] | None
-    """Share of held-out tokens that each exit would have drafted; None between two looks."""
+"""Of all gradients together."""
+WEIGHT_DECAY = 0.01
 
 
 class Trainer:
@@ -80,8 +64,8 @@ class Trainer:
         self.vocabulary = frequent_ids(
             rows, settings.vocabulary_size, base.vocab_size, base.eos_token_ids
         )
-        self._fingerprint = _fingerprint(base, rows, settings)
-        self._saved = _saved(folder, self._fingerprint)
+        self._run = checkpoint.fingerprint(base, rows, settings)
+        self._saved = checkpoint.read(folder, self._run)
         order = torch.randperm(len(rows), generator=_generator(settings.seed, -1)).tolist()
         num_held = max(1, round(settings.holdout * len(rows))) if len(rows) > 1 else 0
         self._held, self._learned = order[:num_held], order[num_held:]
@@ -96,43 +80,52 @@ class Trainer:
         model.to(device)
         if settings.method == "heads" and device.type == "cpu":
             prepare_layers(model.model.layers)
-        ridge_rows = [self._rows[i] for i in self._learned]
-        starts = None if self._saved else self._final(ridge_rows, notice)
+        learned = [self._rows[i] for i in self._learned]
+        wanted = None
+        if not self._saved:
+            wanted = closed_form.last_states(
+                model,
+                learned,
+                settings.ridge_tokens,
+                device,
+                partial(notice, "reading for the start"),
+            )
         kept = settings.layers or range(self.exits[-1])
         model.model.layers = nn.ModuleList(model.model.layers[i] for i in kept)
-        self._states: StateFile | None = None
-        if settings.method == "heads":
-            hidden: int = model.config.hidden_size
-            path = self.folder / STATES
-            self._states = StateFile(
-                path, self._fingerprint, self.tokens.offsets, len(self.exits), hidden
-            )
-            num_rows = len(self._rows)
-            self._states.fill(
-                model.model,
-                self.exits,
-                self._rows,
-                device,
-                lambda done: notice("reading the rows", done, num_rows),
-            )
-        maps = None if starts is None else self._maps(starts, ridge_rows)
+        self._states = self._state_file(notice) if settings.method == "heads" else None
         torch.manual_seed(settings.seed)
         self.student = Student(
             model, self.exits, self.vocabulary, self.base.vocab_size, settings
         ).to(device)
-        if maps is not None:
-            _start_from(self.student, maps)
+        if wanted is not None:
+            closed_form.start(self.student, model, learned, wanted)
+        weights = self.student.trainable()
         self.optimizer = torch.optim.AdamW(
-            self.student.trainable().values(), lr=settings.learning_rate, weight_decay=0.01
+            weights.values(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY
         )
         self.history: list[Progress] = []
         if self._saved:
-            self._restore(self._saved)
+            self.history = checkpoint.restore(self._saved, weights, self.optimizer)
         self._wrapped, self._stepper = self.accelerator.prepare(self.student, self.optimizer)
         self.untrained: tuple[float, ...] = (
             tuple(self._saved["untrained"]) if self._saved else self.acceptance()
         )
         """Acceptance of each trained exit before the first step."""
+
+    def _state_file(self, notice: Callable[[str, int, int], None]) -> StateFile:
+        model, num_rows = self.base.model, len(self._rows)
+        hidden: int = model.config.hidden_size
+        file = StateFile(
+            self.folder / STATES, self._run, self.tokens.offsets, len(self.exits), hidden
+        )
+        file.fill(
+            model.model,
+            self.exits,
+            self._rows,
+            self.accelerator.device,
+            lambda done: notice("reading the rows", done, num_rows),
+        )
+        return file
 
     def run(self, save_every: int) -> Iterator[Progress]:
         """Train to the end; a checkpoint every `save_every` steps and after the last."""
@@ -230,67 +223,11 @@ class Trainer:
             FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * done)) / 2
         )
 
-    def _final(
-        self, rows: Sequence[Row], notice: Callable[[str, int, int], None]
-    ) -> list[Tensor] | None:
-        """The whole base's last states of the first rows, batch by batch; None if not wanted."""
-        wanted, found, done = self.settings.ridge_tokens, 0, 0
-        states: list[Tensor] = []
-        while found < wanted and done < len(rows):
-            batch, num_rows = final_states(self.base.model, rows[done:], self.accelerator.device)
-            states.append(batch)
-            found, done = found + len(batch), done + num_rows
-            notice("reading rows for the start", min(found, wanted), wanted)
-        return states or None
-
-    @torch.no_grad()
-    def _maps(self, finals: Sequence[Tensor], rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:
-        """For each exit: the affine map of its normed states onto the base's last ones, normed."""
-        outputs = torch.cat([_normed(states) for states in finals])
-        found: list[list[Tensor]] = []
-        done = num_tokens = 0
-        while num_tokens < len(outputs):
-            batch = rows[done : done + 8]
-            states = exit_states(self.base.model.model, self.exits, batch, self.accelerator.device)
-            found.append([_normed(s.float()) for s in states])
-            done, num_tokens = done + len(batch), num_tokens + len(states[0])
-        inputs = [torch.cat(parts)[: len(outputs)] for parts in zip(*found, strict=True)]
-        return [ridge(states, outputs) for states in inputs]
-
     def _save(self) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        state = {
-            "fingerprint": self._fingerprint,
-            "untrained": list(self.untrained),
-            "history": json.dumps([asdict(reached) for reached in self.history]),
-            "weights": {name: p.detach().cpu() for name, p in self.student.trainable().items()},
-            "optimizer": self.optimizer.state_dict(),
-        }
-        torch.save(state, self.folder / f"{CHECKPOINT}.partial")
-        (self.folder / f"{CHECKPOINT}.partial").rename(self.folder / CHECKPOINT)
-
-    @torch.no_grad()
-    def _restore(self, state: dict[str, Any]) -> None:
-        for name, parameter in self.student.trainable().items():
-            parameter.copy_(state["weights"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for entry in json.loads(state["history"]):
-            for name in ("losses", "acceptance"):
-                entry[name] = None if entry[name] is None else tuple(entry[name])
-            self.history.append(Progress(**entry))
-
-
-def _normed(states: Tensor) -> Tensor:
-    return nn.functional.rms_norm(states, states.shape[-1:])
-
-
-@torch.no_grad()
-def _start_from(student: Student, maps: Sequence[tuple[Tensor, Tensor]]) -> None:
-    for translator, (weight, bias) in zip(student.translators, maps, strict=True):
-        assert isinstance(translator, Translator)
-        translator.map.weight.copy_(weight)
-        translator.map.bias.copy_(bias)
+        if self.accelerator.is_main_process:
+            notes = (self.untrained, self.history)
+            weights = self.student.trainable()
+            checkpoint.write(self.folder, self._run, weights, self.optimizer, notes)
 
 
 def _precision() -> str:
@@ -303,25 +240,3 @@ def _precision() -> str:
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch + 1)
-
-
-def _fingerprint(base: Checkpoint, rows: Sequence[Row], settings: TrainingSettings) -> str:
-    """Names a run: the same base, rows and settings."""
-    named = hashlib.sha256(json.dumps([base.digest, asdict(settings)]).encode())
-    for row in rows:
-        named.update(json.dumps([row.token_ids, row.num_prompt_tokens, row.top]).encode())
-    return named.hexdigest()
-
-
-def _saved(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The folder's checkpoint; None if it has none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / CHECKPOINT).exists():
-        return None
-    state: dict[str, Any] = torch.load(folder / CHECKPOINT, weights_only=True)
-    if state["fingerprint"] != fingerprint:
-        raise ConfigError(
-            f"{folder} holds a run with another base, other rows or other settings; "
-            "go on with those, or choose another folder"
-        )
-    return state
