@@ -17,9 +17,10 @@ from s2d_serve.cli.ports import port_problem
 from s2d_serve.cli.weights import models_of, sources_of, to_do
 from s2d_serve.config import AppConfig
 from s2d_serve.deployment_file import DeploymentFile
+from s2d_serve.engine.calibration import mismatch, read_calibration
 from s2d_serve.engine.digests import cache_folder
 from s2d_serve.engine.sources import describe
-from s2d_serve.errors import ConfigError
+from s2d_serve.errors import ConfigError, WeightsError
 from s2d_serve.exposure import check_exposure, is_public
 from s2d_serve.serving.keys import Keys
 
@@ -155,6 +156,31 @@ def check_weights(config: AppConfig) -> Iterator[Finding]:
         else:
             level: Level = "warn" if status.present or status.kind == "hub" else "fail"
             yield Finding(level, "weights", f"{model.source} is not ready", to_do(status))
+
+
+def check_draft(config: AppConfig) -> Iterator[Finding]:
+    """The trained draft and the calibration, where the file names them."""
+    draft = config.draft
+    if draft is not None and draft.trained is not None:
+        from s2d_serve.engine.trained import load_trained
+
+        advice = "`s2d train` makes one; `trained` is looked for from the current folder"
+        try:
+            exits = load_trained(draft.trained).shape.exit_layers
+            yield Finding("ok", "draft", f"{draft.trained} with exits at {list(exits)}")
+        except WeightsError as error:
+            yield Finding("fail", "draft", str(error), advice)
+    if draft is not None and config.calibration is not None:
+        try:
+            problem = mismatch(read_calibration(config.calibration), config)
+        except ConfigError as error:
+            yield Finding("fail", "calibration", str(error), "`s2d calibrate` makes one")
+            return
+        if problem is None:
+            yield Finding("ok", "calibration", str(config.calibration))
+        else:
+            advice = "`s2d calibrate` on this machine; until then the defaults adapt"
+            yield Finding("warn", "calibration", f"not used: {problem}", advice)
 
 
 def check_disk(config: AppConfig, free_bytes: int) -> Finding:

@@ -39,6 +39,7 @@ def _examine_deployment(deployment: DeploymentFile) -> Iterator[Finding]:
     config = deployment.config
     total, available = checks.total_and_available_bytes()
     yield from checks.check_weights(config)
+    yield from checks.check_draft(config)
     yield from checks.check_torch(config)
     yield checks.check_cores(config, checks.num_cores())
     yield checks.check_memory(config, available, total)

@@ -67,7 +67,7 @@ def calibrated(config: AppConfig) -> AppConfig:
     if config.calibration is None or config.draft is None:
         return config
     calibration = read_calibration(config.calibration)
-    problem = _mismatch(calibration, config)
+    problem = mismatch(calibration, config)
     if problem is not None:
         log.warning("%s is not used: %s; run `s2d calibrate` here", config.calibration, problem)
         return config
@@ -126,7 +126,8 @@ def this_machine() -> str:
     return f"{_processor()}, {os.cpu_count()} cores, {platform.machine()}"
 
 
-def _mismatch(calibration: Calibration, config: AppConfig) -> str | None:
+def mismatch(calibration: Calibration, config: AppConfig) -> str | None:
+    """Why the calibration does not hold here; None if it does."""
     if calibration.machine != this_machine():
         return f"it was measured on {calibration.machine}, this is {this_machine()}"
     if calibration.draft != draft_identity(config):

@@ -13,6 +13,7 @@ from s2d_serve.cli import checks, diagnosis
 from s2d_serve.cli.checks import Finding
 from s2d_serve.config import AppConfig
 from s2d_serve.deployment_file import load_deployment_file
+from s2d_serve.engine.calibration import Calibration, write_calibration
 from s2d_serve.engine.digests import cache_folder
 from tests.cli.conftest import Args, Run, WriteFile
 from tests.engine.tiny import tiny_model
@@ -207,3 +208,21 @@ class _Metadata:
 
     def get_all(self, key: str) -> list[str] | None:
         return None
+
+
+def test_a_missing_draft_and_a_foreign_calibration_are_told(args: Args, tmp_path: Path) -> None:
+    draft = {k: v for k, v in args["draft"].items() if k not in ("exit_layers", "thresholds")}
+    missing = args | {"draft": draft | {"trained": str(tmp_path / "nothing")}}
+    (finding,) = checks.check_draft(AppConfig.model_validate(missing))
+    assert (finding.level, finding.subject) == ("fail", "draft")
+    assert "s2d train" in finding.advice
+    config = AppConfig.model_validate(args | {"calibration": str(tmp_path / "calibration.yaml")})
+    (finding,) = checks.check_draft(config)
+    assert (finding.level, finding.subject) == ("fail", "calibration")
+    assert config.calibration is not None
+    foreign = Calibration(machine="a toaster", draft="none", step_ms={}, targets={})
+    write_calibration(foreign, config.calibration)
+    (finding,) = checks.check_draft(config)
+    assert finding.level == "warn"
+    assert "a toaster" in finding.message
+    assert list(checks.check_draft(AppConfig.model_validate(args))) == []
