@@ -1,7 +1,6 @@
 """`s2d train`: a sorted draft from a deployment's draft checkpoint and rows of text."""
 
 import platform
-import time
 from pathlib import Path
 
 import psutil
@@ -12,7 +11,7 @@ from s2d_serve.config import AppConfig
 from s2d_serve.engine.checkpoint import load_checkpoint, set_threads
 from s2d_serve.engine.sources import resolve
 from s2d_serve.errors import ConfigError
-from s2d_serve.training.card import Origin, write_card
+from s2d_serve.training.card import CARD, Origin, write_card
 from s2d_serve.training.curves import write_curves
 from s2d_serve.training.rows import read_all, vocabulary_sha256
 from s2d_serve.training.settings import TrainingSettings
@@ -48,7 +47,6 @@ def train(
         TimeRemainingColumn(),
         TextColumn("{task.fields[notes]}"),
     )
-    started = time.perf_counter()
     with Progress(*columns, console=NOTES, refresh_per_second=2) as progress:
         task = progress.add_task("preparing", total=None, notes="")
 
@@ -57,7 +55,8 @@ def train(
 
         trainer = Trainer(base, texts, settings, output, notice)
         _show(trainer, "at the start", trainer.untrained, progress)
-        notice("training", len(trainer.history), trainer.num_steps)
+        num_done = len(trainer.history)
+        notice("training", num_done, trainer.num_steps)
         for at in trainer.run(save_every):
             losses = " ".join(f"{loss:.2f}" for loss in at.losses)
             progress.update(task, completed=at.step, notes=f"loss {losses}")
@@ -67,10 +66,12 @@ def train(
                     write_curves(trainer.history, trainer.exits, output)
                     trainer.result().save(output)
     if trainer.accelerator.is_main_process:
-        hours = (time.perf_counter() - started) / 3600
-        origin = Origin(config.draft.source, command, rows, hours, machine())
-        write_card(trainer, origin, output)
-        NOTES.print(f"{output} holds the draft and its card; `trained: {output}` serves it")
+        trainer.result().save(output)
+        if num_done < trainer.num_steps or not (output / CARD).exists():
+            hours = trainer.seconds / 3600
+            origin = Origin(config.draft.source, command, rows, hours, machine())
+            write_card(trainer, origin, output)
+    NOTES.print(f"{output} holds the draft and its card; `trained: {output}` serves it")
 
 
 def machine() -> str:

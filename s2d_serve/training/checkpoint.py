@@ -31,6 +31,17 @@ class Progress:
     """Share of held-out tokens that each exit would have drafted; None between two looks."""
 
 
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What a run remembers beside weights and optimizer."""
+
+    untrained: tuple[float, ...]
+    """Acceptance of each trained exit before the first step."""
+    history: Sequence[Progress]
+    seconds: float
+    """Spent so far, interruptions left out."""
+
+
 def fingerprint(base: Checkpoint, rows: Sequence[Row], settings: TrainingSettings) -> str:
     """Names a run: the same base, rows and settings."""
     named = hashlib.sha256(json.dumps([base.digest, asdict(settings)]).encode())
@@ -61,14 +72,14 @@ def write(
     run: str,
     weights: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    notes: tuple[Sequence[float], Sequence[Progress]],
+    notes: Notes,
 ) -> None:
-    """Write a checkpoint in one step. `notes`: acceptance before the first step, and history."""
-    untrained, history = notes
+    """Write a checkpoint in one step."""
     state = {
         "fingerprint": run,
-        "untrained": list(untrained),
-        "history": json.dumps([asdict(reached) for reached in history]),
+        "untrained": list(notes.untrained),
+        "seconds": notes.seconds,
+        "history": json.dumps([asdict(reached) for reached in notes.history]),
         "weights": {name: p.detach().cpu() for name, p in weights.items()},
         "optimizer": optimizer.state_dict(),
     }

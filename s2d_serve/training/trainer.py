@@ -6,6 +6,7 @@ for bit, as one that was not.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,7 @@ class Trainer:
 
         Raises: ConfigError if the settings do not fit the base, or the folder's run was another.
         """
+        started = time.perf_counter()
         depth = len(base.model.model.layers)
         settings.check(depth)
         self.settings = settings
@@ -73,6 +75,10 @@ class Trainer:
         self.tokens = learned_tokens(rows, self.vocabulary, base.vocab_size)
         self._set_up(notice)
         self.num_steps = settings.epochs * len(self._batches(0))
+        self.seconds: float = self._saved["seconds"] if self._saved else 0.0
+        """Spent on this run, interruptions left out."""
+        if len(self.history) < self.num_steps:
+            self.seconds += time.perf_counter() - started
 
     def _set_up(self, notice: Callable[[str, int, int], None]) -> None:
         model, settings = self.base.model, self.settings
@@ -131,6 +137,7 @@ class Trainer:
         """Train to the end; a checkpoint every `save_every` steps and after the last."""
         per_epoch = len(self._batches(0))
         while len(self.history) < self.num_steps:
+            started = time.perf_counter()
             step = len(self.history)
             batch = self._batches(step // per_epoch)[step % per_epoch]
             rate = self._rate(step)
@@ -152,6 +159,7 @@ class Trainer:
                 self.acceptance() if looks else None,
             )
             self.history.append(reached)
+            self.seconds += time.perf_counter() - started
             if is_last or (step + 1) % save_every == 0:
                 self._save()
             yield reached
@@ -225,7 +233,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
-            notes = (self.untrained, self.history)
+            notes = checkpoint.Notes(self.untrained, self.history, self.seconds)
             weights = self.student.trainable()
             checkpoint.write(self.folder, self._run, weights, self.optimizer, notes)
 
