@@ -134,12 +134,13 @@ class HttpArm:
         fields = answer.json()
         choice = fields["choices"][0]
         num_tokens: int = fields["usage"]["completion_tokens"]
-        told = choice.get("speculation") or {}
+        told = fields["metrics"]["speculative_decoding"]
         statistics = SpeculationStatistics(
-            num_rounds=told.get("num_rounds", 0),
-            num_draft_tokens=told.get("num_draft_tokens", 0),
-            num_accepted_tokens=told.get("num_accepted_tokens", 0),
-            num_committed_tokens=num_tokens if told.get("num_rounds") else 0,
-            exit_counts={int(n): c for n, c in told.get("exit_counts", {}).items()},
+            num_rounds=told["num_rounds"],
+            num_draft_tokens=told["num_draft_tokens"],
+            num_accepted_tokens=told["num_accepted_draft_tokens"],
+            num_committed_tokens=num_tokens,
+            acceptance_histogram=told["acceptance_histogram"],
+            exit_counts={int(n): count for n, count in told["exit_counts"].items()},
         )
         return Run(choice["message"]["content"], num_tokens, seconds, statistics)

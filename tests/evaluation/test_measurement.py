@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from s2d_serve.api.speculation import SpeculationSummary
 from s2d_serve.errors import ConfigError, UnavailableError
 from s2d_serve.evaluation.arms import HttpArm, Run, Task
 from s2d_serve.evaluation.measurement import OVERALL, Measurement
@@ -105,16 +106,10 @@ def test_a_service_is_asked_and_its_refusal_is_told() -> None:
         asked.append((url, json))
         if json["model"] == "nobody":
             return httpx.Response(404, text="no such model")
-        choice = {
-            "message": {"content": "text"},
-            "speculation": {
-                "num_rounds": 2,
-                "num_draft_tokens": 4,
-                "num_accepted_tokens": 3,
-                "exit_counts": {"12": 4},
-            },
-        }
-        return httpx.Response(200, json={"choices": [choice], "usage": {"completion_tokens": 5}})
+        choice = {"message": {"content": "text"}}
+        counts = SpeculationSummary(7, 2, 5, 4, (0, 1, 1), {12: 4})
+        totals = {"usage": {"completion_tokens": 5}, "metrics": counts.to_body()}
+        return httpx.Response(200, json={"choices": [choice], **totals})
 
     run = HttpArm("http://here", "tiny", True, post).run(task("1"))
     assert (run.output, run.num_tokens) == ("text", 5)

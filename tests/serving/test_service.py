@@ -8,6 +8,8 @@ import httpx
 import openai
 import pytest
 
+from s2d_serve.evaluation.arms import HttpArm, Task
+from s2d_serve.speculation.params import SamplingParams
 from tests.serving.conftest import Deploy
 
 pytestmark = pytest.mark.ray
@@ -183,3 +185,15 @@ def test_tokenize_and_detokenize_are_inverse(url: str) -> None:
     text = httpx.post(f"{url}/detokenize", json={"model": "tiny", "tokens": ids["tokens"]}).json()
     assert ids["count"] == len(ids["tokens"])
     assert text == {"prompt": "the ß"}
+
+
+def test_an_evaluation_reads_what_the_service_tells(url: str) -> None:
+    """The same text with and without draft, and what the draft did."""
+    task = Task("t", "the thing", (), SamplingParams(temperature=0.0), 24)
+    alone, drafted = (HttpArm(url, "tiny", is_on).run(task) for is_on in (False, True))
+    assert alone.output == drafted.output
+    assert alone.num_tokens == drafted.num_tokens
+    assert alone.statistics.num_draft_tokens == 0
+    assert 0 < drafted.statistics.num_accepted_tokens <= drafted.statistics.num_draft_tokens
+    assert sum(drafted.statistics.exit_counts.values()) == drafted.statistics.num_draft_tokens
+    assert drafted.statistics.mean_accepted_tokens > 1
