@@ -79,6 +79,8 @@ def check_torch(config: AppConfig) -> Iterator[Finding]:
     except ImportError as error:
         yield Finding("fail", "torch", f"cannot be imported: {error}", "`pip install torch`")
         return
+    from s2d_serve.engine.linears import cpu_has_bfloat16  # it imports torch
+
     models = dict(models_of(config))
     on_gpu = [name for name, model in models.items() if model.device != "cpu"]
     build = f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"
@@ -92,8 +94,7 @@ def check_torch(config: AppConfig) -> Iterator[Finding]:
     else:
         yield Finding("ok", "torch", build)
     on_cpu = [m for m in models.values() if m.device == "cpu" and m.dtype == "bfloat16"]
-    features = torch.cpu.get_capabilities()
-    if on_cpu and not any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+    if on_cpu and not cpu_has_bfloat16():
         yield Finding(
             "warn",
             "bfloat16",

@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from s2d_serve.cli.output import NOTES
-from s2d_serve.config import AppConfig, TargetConfig
+from s2d_serve.config import TargetConfig
 from s2d_serve.engine.assemble import load_target
 from s2d_serve.engine.checkpoint import load_tokenizer
 from s2d_serve.engine.sources import resolve
-from s2d_serve.errors import ConfigError, UnknownModelError
+from s2d_serve.errors import ConfigError
 from s2d_serve.training.answers import AnswerOptions, answer
 from s2d_serve.training.prompts import (
     KINDS,
@@ -35,17 +35,6 @@ class PromptChoice:
     seed: int
     exclude: tuple[Path, ...]
     """Evaluation files: what says nearly the same as one of their texts is left out."""
-
-
-def target_config(config: AppConfig, name: str | None) -> TargetConfig:
-    """A target of the deployment, by default its first.
-
-    Raises: UnknownModelError if there is no such target.
-    """
-    found = config.targets.get(name or next(iter(config.targets)))
-    if found is None:
-        raise UnknownModelError(f"no target {name!r}; the file has {', '.join(config.targets)}")
-    return found
 
 
 def write_answers(

@@ -191,7 +191,8 @@ def data_answers(
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
 ) -> None:
     """Let a target answer prompts: what it says itself is the best text to learn it from."""
-    from s2d_serve.cli.data import PromptChoice, target_config, write_answers
+    from s2d_serve.cli.data import PromptChoice, write_answers
+    from s2d_serve.cli.weights import target_config
     from s2d_serve.training.answers import AnswerOptions
 
     config = target_config(load_deployment_file(file).config, target)
@@ -213,7 +214,8 @@ def data_sharegpt(
     max_tokens: LengthOption = 1024,
 ) -> None:
     """Take conversations in ShareGPT's format."""
-    from s2d_serve.cli.data import target_config, write_conversations
+    from s2d_serve.cli.data import write_conversations
+    from s2d_serve.cli.weights import target_config
 
     config = target_config(load_deployment_file(file).config, target)
     write_conversations(config, conversations, max_tokens, output)
@@ -228,7 +230,8 @@ def data_text(
     max_tokens: LengthOption = 512,
 ) -> None:
     """Take plain text or code."""
-    from s2d_serve.cli.data import target_config, write_documents
+    from s2d_serve.cli.data import write_documents
+    from s2d_serve.cli.weights import target_config
 
     config = target_config(load_deployment_file(file).config, target)
     write_documents(config, texts, max_tokens, output)

@@ -9,12 +9,11 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from s2d_serve.cli.data import target_config
-from s2d_serve.cli.generation import NEVER
 from s2d_serve.cli.output import NOTES, RESULTS
 from s2d_serve.cli.train import machine
+from s2d_serve.cli.weights import target_config
 from s2d_serve.config import AppConfig, DraftConfig, ModelConfig, SpeculationConfig, TargetConfig
-from s2d_serve.engine.assemble import load_drafter, load_target, pair
+from s2d_serve.engine.assemble import load_drafter, load_target, one_exit, pair
 from s2d_serve.engine.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -167,12 +166,7 @@ def _fixed_exits(
     settings: SpeculationConfig, draft: SortedDraft
 ) -> Mapping[str, SpeculationConfig]:
     """The policy with each exit alone; lengths adapt as ever."""
-    return {
-        f"exit {n}": settings.model_copy(
-            update={"deepest_exit": n, "thresholds": (NEVER,) * draft.exit_layers.index(n)}
-        )
-        for n in draft.exit_layers
-    }
+    return {f"exit {n}": one_exit(settings, draft.exit_layers, n) for n in draft.exit_layers}
 
 
 def _transformers_arms(settings: TargetConfig, draft: DraftConfig) -> dict[str, Arm]:

@@ -9,21 +9,20 @@ from jinja2 import TemplateError
 from rich.table import Table
 
 from s2d_serve.cli.output import NOTES
+from s2d_serve.cli.weights import target_config
 from s2d_serve.config import AppConfig, DraftConfig, SpeculationConfig, TargetConfig
-from s2d_serve.engine.assemble import exit_layers_of, load_drafter, load_target
+from s2d_serve.engine.assemble import exit_layers_of, load_drafter, load_target, one_exit
 from s2d_serve.engine.checkpoint import Checkpoint, same_vocabulary
 from s2d_serve.engine.drafter import Drafter
 from s2d_serve.engine.messages import Outcome, SequenceStart
 from s2d_serve.engine.sources import resolve
 from s2d_serve.engine.step import ReferenceLoop
 from s2d_serve.engine.text import Detokenizer, TextStream
-from s2d_serve.errors import ConfigError, UnknownModelError, bad_request
+from s2d_serve.errors import ConfigError, bad_request
 from s2d_serve.speculation.params import SamplingParams
 from s2d_serve.speculation.statistics import SpeculationStatistics
 
 DEFAULT_MAX_TOKENS = 256
-NEVER = 2.0
-"""A threshold that no confidence reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +78,19 @@ def load(config: AppConfig, target: str, draft_use: DraftUse) -> Engine:
         ConfigError: the draft cannot be used as asked.
         S2DError: what loading a model raises.
     """
-    if target not in config.targets:
-        raise UnknownModelError(f"no target {target!r}; the file has {', '.join(config.targets)}")
-    target_config = config.targets[target].model_copy(update={"max_sequences": 1})
-    draft_config = _draft_config(config, target_config, draft_use)
-    for source in (target_config, draft_config):
+    settings = target_config(config, target).model_copy(update={"max_sequences": 1})
+    draft_config = _draft_config(config, settings, draft_use)
+    for source in (settings, draft_config):
         if source is not None:
             resolve(source)  # it shows its own progress
     with NOTES.status(f"loading {target}"):
-        model, checkpoint = load_target(target_config)
+        model, checkpoint = load_target(settings)
     drafter = None
     if draft_config is not None:
         with NOTES.status("loading the draft"):
-            drafter = _load_drafter(draft_config, target, target_config, draft_use, checkpoint)
+            drafter = _load_drafter(draft_config, target, settings, draft_use, checkpoint)
     loop = ReferenceLoop(model, drafter, target)
-    return Engine(loop, checkpoint, target_config.max_context)
+    return Engine(loop, checkpoint, settings.max_context)
 
 
 def stream(engine: Engine, job: Job, output: TextIO) -> Report:
@@ -251,15 +248,13 @@ def _load_drafter(
 def _speculation(
     settings: SpeculationConfig, draft: DraftConfig, draft_use: DraftUse
 ) -> SpeculationConfig:
-    changes: dict[str, object] = {}
     if draft_use.max_draft_tokens is not None:
-        changes["max_draft_tokens"] = draft_use.max_draft_tokens
+        settings = settings.model_copy(update={"max_draft_tokens": draft_use.max_draft_tokens})
     if draft_use.exit_layer is not None:
         exits = exit_layers_of(draft) or ()
         if draft_use.exit_layer not in exits:
             raise ConfigError(
                 f"--exit-layer {draft_use.exit_layer}: the draft's exits are {list(exits)}"
             )
-        changes["deepest_exit"] = draft_use.exit_layer
-        changes["thresholds"] = (NEVER,) * exits.index(draft_use.exit_layer)
-    return settings.model_copy(update=changes)
+        settings = one_exit(settings, exits, draft_use.exit_layer)
+    return settings

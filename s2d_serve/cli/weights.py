@@ -8,8 +8,20 @@ from rich.table import Table
 from s2d_serve.cli.output import NOTES, RESULTS, size
 from s2d_serve.config import AppConfig, DraftConfig, ModelConfig, TargetConfig
 from s2d_serve.engine.sources import SourceStatus, describe, resolve
+from s2d_serve.errors import UnknownModelError
 
 Origin = tuple[str, str | None, str | None]
+
+
+def target_config(config: AppConfig, name: str | None) -> TargetConfig:
+    """A target of the deployment, by default its first.
+
+    Raises: UnknownModelError if there is no such target.
+    """
+    found = config.targets.get(name or next(iter(config.targets)))
+    if found is None:
+        raise UnknownModelError(f"no target {name!r}; the file has {', '.join(config.targets)}")
+    return found
 
 
 def models_of(config: AppConfig) -> Iterator[tuple[str, ModelConfig]]:

@@ -16,7 +16,7 @@ from s2d_serve.engine.trained import load_trained
 from s2d_serve.engine.trunk import Trunk
 from s2d_serve.errors import ConfigError, WeightsError
 from s2d_serve.speculation.draft_length import DraftLengthPolicy
-from s2d_serve.speculation.exits import ExitPolicy
+from s2d_serve.speculation.exits import NEVER, ExitPolicy
 
 DEFAULT_THRESHOLD = 0.8
 
@@ -88,6 +88,14 @@ def exit_layers_of(config: DraftConfig) -> tuple[int, ...] | None:
     if config.trained is not None:
         return load_trained(config.trained).shape.exit_layers
     return config.exit_layers
+
+
+def one_exit(
+    settings: SpeculationConfig, exit_layers: tuple[int, ...], exit_layer: int
+) -> SpeculationConfig:
+    """The settings with this exit of the draft alone."""
+    thresholds = (NEVER,) * exit_layers.index(exit_layer)
+    return settings.model_copy(update={"deepest_exit": exit_layer, "thresholds": thresholds})
 
 
 def pair(

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from s2d_serve.config import ModelConfig
 from s2d_serve.engine.digests import weights_sha256
+from s2d_serve.engine.linears import int8_scale
 from s2d_serve.engine.sources import resolve
 from s2d_serve.errors import ConfigError, UnsupportedModelError, WeightsError
 
@@ -241,9 +242,7 @@ def round_weights(model: PreTrainedModel) -> None:
     for layer in model.model.layers.modules():
         if isinstance(layer, nn.Linear):
             weight = layer.weight.float()
-            scale = (
-                weight.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
-            )
+            scale = int8_scale(weight)[:, None]
             layer.weight.copy_((weight / scale).round_().mul_(scale))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from s2d_serve.engine.cache import Row
-from s2d_serve.engine.heads import ExitHeads
+from s2d_serve.engine.heads import ExitHeads, confidences
 from s2d_serve.engine.messages import Proposal, SequenceStart
 from s2d_serve.engine.trunk import Trunk
 from s2d_serve.speculation.exits import ExitPolicy
@@ -242,12 +242,12 @@ class SortedDraft:
         if not tried:
             return set()
         logits = self.heads.logits(exit_index, hidden[tried])
-        confidences = (logits.amax(-1) - logits.logsumexp(-1)).exp().tolist()  # sync
+        sure = confidences(logits).tolist()  # sync
         greedy = self.heads.greedy(logits)  # sync
         leaving = set()
         for row, i in enumerate(tried):
             sequence = sequences[i]
-            if sequence.policy.emits(exit_index, confidences[row]):
+            if sequence.policy.emits(exit_index, sure[row]):
                 params = sequence.start.params
                 position = len(sequence.token_ids) - sequence.start.num_prompt_tokens
                 is_simple = params.is_plain and params.is_greedy
@@ -257,7 +257,7 @@ class SortedDraft:
                     every_id = self.heads.over_all_ids(logits[row])
                     token_id = sample(every_id, params, position, sequence.counts)
                 sequence.extend([token_id])
-                sequence.is_sure = confidences[row] >= sequence.policy.min_confidence
+                sequence.is_sure = sure[row] >= sequence.policy.min_confidence
                 leaving.add(i)
         return leaving
 

@@ -36,6 +36,11 @@ class Translator(nn.Module):
         return rms_norm(translated, hidden.shape[-1:], self.norm, self.eps)
 
 
+def confidences(logits: Tensor) -> Tensor:
+    """[B, V] -> [B]: how probable each row's likeliest token is."""
+    return (logits.amax(-1) - logits.logsumexp(-1)).exp()
+
+
 class ExitHeads:
     """The heads of all exits of one draft."""
 

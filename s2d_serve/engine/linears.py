@@ -56,7 +56,7 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.float()
-        scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        scale = int8_scale(weight)
         self.weight = (weight / scale[:, None]).round_().to(torch.int8)
         self.scale = scale.to(linear.weight.dtype)
         self.bias = linear.bias
@@ -99,6 +99,17 @@ class Int4Linear(nn.Module):
         )[:, : self.num_outputs].contiguous()
         output = output if self.bias is None else output + self.bias
         return output.view(*states.shape[:-1], -1)
+
+
+def int8_scale(weight: Tensor) -> Tensor:
+    """[out, in] float32 -> [out]: a step of int8 that takes each row's largest magnitude to 127."""
+    return weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 (AVX512-BF16, AMX or Arm's BF16)."""
+    features = torch.cpu.get_capabilities()
+    return any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def as_linear(weight: Tensor) -> nn.Linear:

@@ -1,6 +1,6 @@
 """A trained draft on disk: what was learned; the base's weights are named, not copied.
 
-draft.json          base, layers, exits, vocabulary size
+draft.json          base, layers, exits, width of the translators
 draft.safetensors   the translators of the exits, the ids that can be drafted, changes to the trunk
 README.md           the card
 """

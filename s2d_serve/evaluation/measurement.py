@@ -74,7 +74,10 @@ class Measurement:
     def _result(self, arm: str, chosen: Sequence[int]) -> Result:
         rates = [_rate(runs, chosen) for runs in self.runs[arm]]
         baseline = [_rate(runs, chosen) for runs in self.runs[self.baseline]]
-        counts = total([runs[i].statistics for runs in self.runs[arm] for i in chosen])
+        counts = SpeculationStatistics()
+        for runs in self.runs[arm]:
+            for i in chosen:
+                counts.add(runs[i].statistics)
         own, theirs = self.runs[arm][0], self.runs[self.baseline][0]
         return Result(
             statistics.median(rates),
@@ -87,25 +90,6 @@ class Measurement:
             tuple(counts.drafted_by_position),
             dict(sorted(counts.exit_counts.items())),
         )
-
-
-def total(parts: Sequence[SpeculationStatistics]) -> SpeculationStatistics:
-    """The sum of several counts."""
-    summed = SpeculationStatistics()
-    for part in parts:
-        summed.num_rounds += part.num_rounds
-        summed.num_drafts += part.num_drafts
-        summed.num_draft_tokens += part.num_draft_tokens
-        summed.num_accepted_tokens += part.num_accepted_tokens
-        summed.num_committed_tokens += part.num_committed_tokens
-        for name in ("acceptance_histogram", "accepted_by_position", "drafted_by_position"):
-            ours, theirs = getattr(summed, name), getattr(part, name)
-            ours.extend([0] * (len(theirs) - len(ours)))
-            for i, count in enumerate(theirs):
-                ours[i] += count
-        for exit_layer, count in part.exit_counts.items():
-            summed.exit_counts[exit_layer] = summed.exit_counts.get(exit_layer, 0) + count
-    return summed
 
 
 def _rate(runs: Sequence[Run], chosen: Sequence[int]) -> float:

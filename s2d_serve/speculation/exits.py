@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+NEVER = 2.0
+"""A threshold that no confidence reaches."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExitPolicy:

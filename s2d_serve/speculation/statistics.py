@@ -49,6 +49,24 @@ class SpeculationStatistics:
             self.accepted_by_position[position] += position < num_accepted
             self.exit_counts[exit_layer] = self.exit_counts.get(exit_layer, 0) + 1
 
+    def add(self, other: "SpeculationStatistics") -> None:
+        """Add the counts of other rounds."""
+        self.num_rounds += other.num_rounds
+        self.num_drafts += other.num_drafts
+        self.num_draft_tokens += other.num_draft_tokens
+        self.num_accepted_tokens += other.num_accepted_tokens
+        self.num_committed_tokens += other.num_committed_tokens
+        for ours, theirs in (
+            (self.acceptance_histogram, other.acceptance_histogram),
+            (self.accepted_by_position, other.accepted_by_position),
+            (self.drafted_by_position, other.drafted_by_position),
+        ):
+            _grow(ours, len(theirs))
+            for i, count in enumerate(theirs):
+                ours[i] += count
+        for exit_layer, count in other.exit_counts.items():
+            self.exit_counts[exit_layer] = self.exit_counts.get(exit_layer, 0) + count
+
     @property
     def acceptance_rate(self) -> float:
         """Accepted / drafted tokens."""

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from s2d_serve.engine.cache import Row as CacheRow
 from s2d_serve.engine.draft import SortedDraft
+from s2d_serve.engine.heads import confidences
 from s2d_serve.engine.trunk import Trunk
+from s2d_serve.speculation.exits import NEVER
 from s2d_serve.training.rows import Row
 
-NEVER = 2.0
-"""A threshold that no confidence reaches."""
 THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, NEVER)
 MIN_CONFIDENCES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10)
@@ -86,7 +86,7 @@ def observe(draft: SortedDraft, rows: Sequence[Row]) -> Table:
         for exit_index, segment in enumerate(draft.segments):
             hidden = trunk.run(segment, hidden, batch)
             logits = draft.heads.logits(exit_index, hidden[row.num_prompt_tokens - 1 :])
-            sure = (logits.amax(-1) - logits.logsumexp(-1)).exp()
+            sure = confidences(logits)
             columns.append((torch.tensor(draft.heads.greedy(logits)) == labels, sure))
         agrees.append(torch.stack([agreed for agreed, _ in columns], 1))
         confidence.append(torch.stack([sure for _, sure in columns], 1))

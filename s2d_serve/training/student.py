@@ -33,11 +33,9 @@ class Student(nn.Module):
     ) -> None:
         """`model`: cut down to the draft's layers already; they are changed in place by LoRA."""
         super().__init__()
-        config = model.config
         self.exit_layers = tuple(exit_layers)
         self.translators = nn.ModuleList(
-            new_translator(config.hidden_size, settings.mlp_size, config.rms_norm_eps, model)
-            for _ in exit_layers
+            new_translator(model, settings.mlp_size) for _ in exit_layers
         )
         head: Tensor = model.lm_head.weight[:vocab_size].detach().float()
         self.register_buffer("head", head if vocabulary is None else head[list(vocabulary)], False)
@@ -81,11 +79,10 @@ class Student(nn.Module):
         return found
 
 
-def new_translator(
-    hidden_size: int, mlp_size: int, eps: float, model: PreTrainedModel
-) -> Translator:
+def new_translator(model: PreTrainedModel, mlp_size: int) -> Translator:
     """One that hands the states on to the base's own norm as they are."""
-    translator = Translator(hidden_size, mlp_size, eps)
+    hidden_size = model.config.hidden_size
+    translator = Translator(hidden_size, mlp_size, model.config.rms_norm_eps)
     with torch.no_grad():
         translator.map.weight.copy_(torch.eye(hidden_size))
         translator.map.bias.zero_()

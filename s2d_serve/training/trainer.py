@@ -16,7 +16,7 @@ from accelerate import Accelerator  # type: ignore[import-untyped]  # no stubs
 from torch import Tensor, nn
 
 from s2d_serve.engine.checkpoint import Checkpoint
-from s2d_serve.engine.linears import prepare_layers
+from s2d_serve.engine.linears import cpu_has_bfloat16, prepare_layers
 from s2d_serve.engine.trained import VOCABULARY, DraftShape, TrainedDraft
 from s2d_serve.training import checkpoint, closed_form
 from s2d_serve.training.checkpoint import Progress
@@ -135,11 +135,15 @@ class Trainer:
 
     def run(self, save_every: int) -> Iterator[Progress]:
         """Train to the end; a checkpoint every `save_every` steps and after the last."""
-        per_epoch = len(self._batches(0))
+        per_epoch = self.num_steps // self.settings.epochs
+        batches: list[list[int]] = []
         while len(self.history) < self.num_steps:
             started = time.perf_counter()
             step = len(self.history)
-            batch = self._batches(step // per_epoch)[step % per_epoch]
+            epoch, place = divmod(step, per_epoch)
+            if place == 0 or not batches:
+                batches = self._batches(epoch)
+            batch = batches[place]
             rate = self._rate(step)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -242,8 +246,7 @@ def _precision() -> str:
     """bfloat16 where the device multiplies it, else float32."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    features = torch.cpu.get_capabilities()
-    return "bf16" if any(features.get(n) for n in ("avx512_bf16", "amx_bf16", "bf16")) else "no"
+    return "bf16" if cpu_has_bfloat16() else "no"
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

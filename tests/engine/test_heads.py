@@ -32,6 +32,6 @@ def test_only_ids_of_the_vocabulary_are_drafted() -> None:
 
 def test_a_new_translator_does_what_the_bases_norm_does() -> None:
     model = tiny_model("llama", seed=1)
-    translator: Translator = new_translator(64, 16, model.config.rms_norm_eps, model)
+    translator: Translator = new_translator(model, 16)
     hidden = weights(4, 64)
     assert torch.allclose(translator(hidden), model.model.norm(hidden), atol=1e-5)

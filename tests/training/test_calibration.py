@@ -9,11 +9,10 @@ from s2d_serve.config import DraftConfig, SpeculationConfig
 from s2d_serve.engine.assemble import load_drafter
 from s2d_serve.engine.draft import SortedDraft
 from s2d_serve.engine.messages import SequenceStart
-from s2d_serve.speculation.exits import ExitPolicy
+from s2d_serve.speculation.exits import NEVER, ExitPolicy
 from s2d_serve.speculation.params import SamplingParams
 from s2d_serve.training.calibration import (
     LENGTHS,
-    NEVER,
     Costs,
     Policy,
     Table,
