@@ -62,6 +62,10 @@ class SpeculationConfig(Config):
     """Confidence at which each exit but the deepest emits; None takes the draft's."""
     min_confidence: float = Field(default=0.3, ge=0, le=1)
     """An adaptive proposal ends after a token that its exit finds less probable than this."""
+    suffix_lookup: bool = True
+    """Adaptive proposals may be what came next where the text went the same way before, if that
+    pays more than drafting.
+    """
 
 
 class DraftConfig(ModelConfig):

@@ -20,7 +20,7 @@ class SpeculationSummary:
     acceptance_histogram: tuple[int, ...] = ()
     """Entry j: rounds with a proposal that accepted j tokens."""
     exit_counts: Mapping[int, int] = field(default_factory=dict)
-    """Draft tokens by the exit layer that emitted them."""
+    """Draft tokens by the exit layer that emitted them; 0: suffix lookup found them."""
     steps: tuple[tuple[int, int], ...] | None = None
     """(drafted, accepted) of each round with a proposal. None unless the client asks: counts per
     token can leak prompts.

@@ -30,11 +30,13 @@ from s2d_serve.evaluation.arms import TARGET_ONLY, Arm, EngineArm, HttpArm, Task
 from s2d_serve.evaluation.measurement import Measurement
 from s2d_serve.evaluation.questions import Question
 from s2d_serve.evaluation.report import Results, markdown, write_report
+from s2d_serve.speculation.exits import exit_name
 from s2d_serve.speculation.params import SamplingParams
 from s2d_serve.training.answers import chat_tokens
 
 CONFIGURED = "s2d"
 """The arm that does what the deployment file says."""
+NO_LOOKUP = "s2d, no suffix lookup"
 LOOKUP_TOKENS = 10
 """What transformers' documentation takes for prompt lookup."""
 
@@ -48,7 +50,7 @@ class EvalOptions:
     seed: int
     repeats: int
     fixed_exits: bool = False
-    """An arm for each exit of the draft alone."""
+    """An arm for each exit of the draft alone, and one without suffix lookup."""
     transformers: bool = False
     """Arms of transformers' own: generate, assisted by the draft's checkpoint, prompt lookup."""
 
@@ -165,8 +167,11 @@ def _local_arms(
 def _fixed_exits(
     settings: SpeculationConfig, draft: SortedDraft
 ) -> Mapping[str, SpeculationConfig]:
-    """The policy with each exit alone; lengths adapt as ever."""
-    return {f"exit {n}": one_exit(settings, draft.exit_layers, n) for n in draft.exit_layers}
+    """The policy with each exit alone and with all of them, and no suffix lookup; lengths adapt as
+    ever.
+    """
+    exits = {exit_name(n): one_exit(settings, draft.exit_layers, n) for n in draft.exit_layers}
+    return {NO_LOOKUP: settings.model_copy(update={"suffix_lookup": False}), **exits}
 
 
 def _transformers_arms(settings: TargetConfig, draft: DraftConfig) -> dict[str, Arm]:

@@ -19,6 +19,7 @@ from s2d_serve.engine.sources import resolve
 from s2d_serve.engine.step import ReferenceLoop
 from s2d_serve.engine.text import Detokenizer, TextStream
 from s2d_serve.errors import ConfigError, bad_request
+from s2d_serve.speculation.exits import exit_name
 from s2d_serve.speculation.params import SamplingParams
 from s2d_serve.speculation.statistics import SpeculationStatistics
 
@@ -146,7 +147,7 @@ def table(report: Report) -> Table:
 def _add_speculation(grid: Table, counts: SpeculationStatistics) -> None:
     positions = zip(counts.accepted_by_position, counts.drafted_by_position, strict=True)
     by_position = " ".join(f"{accepted / drafted:.2f}" for accepted, drafted in positions)
-    exits = ", ".join(f"{number} at layer {n}" for n, number in sorted(counts.exit_counts.items()))
+    exits = ", ".join(f"{exit_name(n)}: {k}" for n, k in sorted(counts.exit_counts.items()))
     grid.add_row(
         "speculation",
         f"{counts.mean_accepted_tokens:.2f} tokens per round, the target's own included (MAT), "

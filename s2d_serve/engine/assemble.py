@@ -17,6 +17,7 @@ from s2d_serve.engine.trunk import Trunk
 from s2d_serve.errors import ConfigError, WeightsError
 from s2d_serve.speculation.draft_length import DraftLengthPolicy
 from s2d_serve.speculation.exits import NEVER, ExitPolicy
+from s2d_serve.speculation.lookup import LookupEstimate
 
 DEFAULT_THRESHOLD = 0.8
 
@@ -95,7 +96,9 @@ def one_exit(
 ) -> SpeculationConfig:
     """The settings with this exit of the draft alone."""
     thresholds = (NEVER,) * exit_layers.index(exit_layer)
-    return settings.model_copy(update={"deepest_exit": exit_layer, "thresholds": thresholds})
+    return settings.model_copy(
+        update={"deepest_exit": exit_layer, "thresholds": thresholds, "suffix_lookup": False}
+    )
 
 
 def pair(
@@ -129,7 +132,8 @@ def pair(
     is_adaptive = speculation.draft_length == "adaptive"
     min_confidence = speculation.min_confidence if is_adaptive else 0.0
     lengths = DraftLengthPolicy(speculation.max_draft_tokens, adaptive=is_adaptive)
-    return Pairing(ExitPolicy(thresholds, min_confidence), lengths)
+    lookup = LookupEstimate() if is_adaptive and speculation.suffix_lookup else None
+    return Pairing(ExitPolicy(thresholds, min_confidence), lengths, lookup)
 
 
 def _keep_layers(checkpoint: Checkpoint, source: str, layers: tuple[int, ...] | None) -> None:

@@ -9,7 +9,7 @@ Source: S2D, arXiv:2407.01955.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -162,9 +162,14 @@ class SortedDraft:
         return sequence is not None and not sequence.is_sure
 
     @torch.inference_mode()
-    def prefill(self) -> bool:
-        """Read a chunk of a sequence that lags behind, in all its segments; False if none does."""
+    def prefill(self, unwanted: Collection[str] = ()) -> bool:
+        """Read a chunk of a sequence that lags behind, in all its segments; False if none does.
+
+        `unwanted`: sequences that need no draft now.
+        """
         for sequence_id, sequence in self.sequences.items():
+            if sequence_id in unwanted:
+                continue
             if sequence.num_missing and not self.is_ready(sequence_id):
                 for segment in range(len(sequence.filled)):
                     self._run_segment(segment, [sequence], self.prefill_chunk)

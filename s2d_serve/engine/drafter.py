@@ -1,12 +1,22 @@
-"""The draft at work for several targets: how long each proposal is, and what outcomes teach."""
+"""The draft at work for several targets: how long each proposal is, where it comes from, and what
+outcomes teach.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from s2d_serve.engine.draft import SortedDraft
-from s2d_serve.engine.messages import Draft, DraftRequest, SequenceStart, StepResult
+from s2d_serve.engine.messages import (
+    Draft,
+    DraftRequest,
+    Outcome,
+    Proposal,
+    SequenceStart,
+    StepResult,
+)
 from s2d_serve.speculation.draft_length import AcceptanceEstimate, DraftLengthPolicy
-from s2d_serve.speculation.exits import ExitPolicy
+from s2d_serve.speculation.exits import LOOKUP_EXIT, ExitPolicy
+from s2d_serve.speculation.lookup import LookupEstimate, Match, SuffixLookup
 
 
 @dataclass(slots=True)
@@ -15,6 +25,46 @@ class Pairing:
 
     exits: ExitPolicy
     lengths: DraftLengthPolicy
+    lookup: LookupEstimate | None = None
+    """None: every token is drafted."""
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is known of a sequence, whether it holds a draft slot or not."""
+
+    start: SequenceStart
+    text: SuffixLookup
+    drafted: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
+    found: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
+    """How far the matches of suffix lookup were right."""
+    match: Match | None = None
+    """Where the text as it stands went the same way before."""
+    is_looked_up: bool = False
+    """The last proposal was found, not drafted."""
+
+    @property
+    def room(self) -> int:
+        """Tokens that a proposal can have: the rest of the output but the last."""
+        num_output = len(self.text.token_ids) - self.start.num_prompt_tokens
+        return self.start.max_tokens - num_output - 1
+
+    def follow(self, outcome: Outcome) -> bool:
+        """Take the committed tokens in; False if they continue another text."""
+        if outcome.base_length != len(self.text.token_ids):
+            return False
+        self.text.extend(outcome.token_ids)
+        self.match = None
+        return True
+
+    def propose(self, num_tokens: int) -> Proposal:
+        """The first tokens that were found, an end token last."""
+        assert self.match is not None
+        token_ids = self.match.token_ids[:num_tokens]
+        ends = [i for i, t in enumerate(token_ids) if t in self.start.params.stop_token_ids]
+        token_ids = token_ids[: ends[0] + 1] if ends else token_ids
+        exits = (LOOKUP_EXIT,) * len(token_ids)
+        return Proposal(len(self.text.token_ids), token_ids, exits)
 
 
 @dataclass(slots=True)
@@ -25,15 +75,19 @@ class Drafter:
     pairings: Mapping[str, Pairing]
     """By target."""
     _declined: set[str] = field(default_factory=set)
-    _records: dict[str, AcceptanceEstimate] = field(default_factory=dict)
+    _records: dict[str, _Record] = field(default_factory=dict)
 
     def open(self, start: SequenceStart, target: str) -> None:
-        """Take up a sequence of a target; without a free slot it gets empty proposals."""
+        """Take up a sequence of a target; without a free slot nothing is drafted for it."""
         if self.draft.open(start, self.pairings[target].exits):
             self._declined.discard(start.sequence_id)
         else:
             self._declined.add(start.sequence_id)
-        self._records.setdefault(start.sequence_id, AcceptanceEstimate())
+        record = self._records.get(start.sequence_id)
+        if record is None:
+            self._records[start.sequence_id] = _Record(start, SuffixLookup(start.token_ids))
+        elif tuple(record.text.token_ids) != start.token_ids:
+            record.start, record.text = start, SuffixLookup(start.token_ids)
 
     def close(self, sequence_id: str) -> None:
         """Forget a sequence; an unknown id is fine."""
@@ -43,40 +97,40 @@ class Drafter:
 
     def learn(self, target: str, result: StepResult) -> tuple[str, ...]:
         """Take in what the target made of a round; the sequences that must be opened again."""
-        policy = self.pairings[target].lengths
-        policy.verify_s.record(result.num_tokens, result.seconds)
+        pairing = self.pairings[target]
+        pairing.lengths.verify_s.record(result.num_tokens, result.seconds)
         unknown = []
         for sequence_id, outcome in result.outcomes.items():
-            if sequence_id in self._records:
-                policy.record(
-                    self._records[sequence_id],
-                    len(outcome.exits),
-                    outcome.num_accepted,
-                    self.draft.gave_up(sequence_id),
-                )
+            record = self._records.get(sequence_id)
+            if record is not None:
+                self._learn_round(pairing, record, outcome)
             if outcome.finish_reason is not None:
                 self.close(sequence_id)
-            elif outcome.token_ids and sequence_id not in self._declined:
-                tokens = outcome.token_ids
-                if not self.draft.commit(sequence_id, outcome.base_length, tokens):
-                    unknown.append(sequence_id)
+            elif outcome.token_ids and not (
+                record is not None and record.follow(outcome) and self._commit(sequence_id, outcome)
+            ):
+                unknown.append(sequence_id)
         return tuple(unknown)
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         """Draft for the sequences of several targets in the same forward passes."""
         lengths: dict[str, int] = {}
+        found: dict[str, Proposal] = {}
         rests: list[int] = []
         for request in requests:
             policy = self.pairings[request.target].lengths
             for num_tokens, seconds in request.verify_costs:
                 policy.verify_s.record(num_tokens, seconds)
             ready = [i for i in request.limits if self.draft.is_ready(i)]
-            chosen = policy.choose([self._records[i] for i in ready], request.is_probe)
-            rests.append(policy.rest_rounds if ready and not any(chosen) else 0)
-            for sequence_id, length in zip(ready, chosen, strict=True):
-                lengths[sequence_id] = min(length, request.limits[sequence_id])
+            chosen = policy.choose([self._records[i].drafted for i in ready], request.is_probe)
+            drafted = dict(zip(ready, chosen, strict=True))
+            found_here = self._look_up(request, drafted)
+            found |= found_here
+            rests.append(policy.rest_rounds if ready and not any(chosen) and not found_here else 0)
+            for sequence_id in drafted.keys() - found_here.keys():
+                lengths[sequence_id] = min(drafted[sequence_id], request.limits[sequence_id])
         costs: list[tuple[int, float]] = []
-        proposals = self.draft.propose(lengths, costs)
+        proposals = self.draft.propose(lengths, costs) | found
         for target in {request.target for request in requests}:
             for num_rows, seconds in costs:
                 self.pairings[target].lengths.draft_step_s.record(num_rows, seconds)
@@ -91,4 +145,48 @@ class Drafter:
 
     def prefill(self) -> bool:
         """Read one chunk of a sequence that lags behind; False if there is nothing to read."""
-        return self.draft.prefill()
+        return self.draft.prefill({i for i, record in self._records.items() if record.is_looked_up})
+
+    def _commit(self, sequence_id: str, outcome: Outcome) -> bool:
+        return sequence_id in self._declined or self.draft.commit(
+            sequence_id, outcome.base_length, outcome.token_ids
+        )
+
+    def _learn_round(self, pairing: Pairing, record: _Record, outcome: Outcome) -> None:
+        if LOOKUP_EXIT not in outcome.exits:
+            pairing.lengths.record(
+                record.drafted,
+                len(outcome.exits),
+                outcome.num_accepted,
+                self.draft.gave_up(record.start.sequence_id),
+            )
+        is_next = outcome.base_length == len(record.text.token_ids)
+        if pairing.lookup is not None and record.match is not None and is_next:
+            pairing.lookup.record(record.match, record.found, outcome.token_ids)
+
+    def _look_up(self, request: DraftRequest, drafted: Mapping[str, int]) -> dict[str, Proposal]:
+        """Found tokens for the sequences that do better with them than with so many drafted."""
+        pairing = self.pairings[request.target]
+        records = {i: self._records[i] for i in request.limits if i in self._records}
+        if pairing.lookup is None or not records:
+            return {}
+        reached = []
+        for sequence_id, record in records.items():
+            limit = min(request.limits[sequence_id], pairing.lengths.max_draft_tokens, record.room)
+            record.match = record.text.find(pairing.lengths.max_draft_tokens)
+            reached.append(
+                pairing.lookup.reach(record.match, record.found)[: max(limit, 0)]
+                if record.match is not None
+                else []
+            )
+        chosen = pairing.lengths.look_up(
+            [record.drafted if i in drafted else None for i, record in records.items()],
+            max(drafted.values(), default=0),
+            reached,
+        )
+        proposals = {}
+        for (sequence_id, record), num_found in zip(records.items(), chosen, strict=True):
+            record.is_looked_up = num_found > 0
+            if num_found:
+                proposals[sequence_id] = record.propose(num_found)
+        return proposals

@@ -38,7 +38,7 @@ class Proposal:
     """Tokens (prompt + committed) that the proposal continues."""
     token_ids: tuple[int, ...] = ()
     exits: tuple[int, ...] = ()
-    """Exit layer that emitted each token."""
+    """Exit layer that emitted each token; `LOOKUP_EXIT` for those that were found."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from s2d_serve.evaluation.measurement import OVERALL, Result
+from s2d_serve.speculation.exits import exit_name
 
 Results = Mapping[str, Mapping[str, Result]]
 """By category and arm."""
@@ -85,7 +86,7 @@ def _acceptance(results: Results, path: Path) -> None:
     bottom = [0.0] * len(drafted)
     for n in layers:
         shares = [r.exit_counts.get(n, 0) / sum(r.exit_counts.values()) for r in drafted.values()]
-        exits.bar(list(drafted), shares, bottom=bottom, label=f"exit {n}")
+        exits.bar(list(drafted), shares, bottom=bottom, label=exit_name(n))
         bottom = [b + s for b, s in zip(bottom, shares, strict=True)]
     positions.set(xlabel="position in the proposal", ylabel="share accepted", ylim=(0, 1))
     exits.set(ylabel="share of draft tokens")

@@ -15,6 +15,7 @@ from s2d_serve.serving.messages import DraftCall, DraftReply, ExecutorStatus, Mo
 from s2d_serve.serving.remembered import Remembered
 from s2d_serve.serving.target_executor import SELF_TEST_AGE_S
 from s2d_serve.serving.tasks import value_of
+from s2d_serve.speculation.exits import LOOKUP_EXIT
 from s2d_serve.speculation.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ class DraftExecutor:
                 missing.update(self._drafter.learn(target, result))
             unknown.append(missing)
         drafts = self._drafter.propose([turn.call.request for turn in turns])
-        if any(draft.proposals for draft in drafts):
+        exits = {n for draft in drafts for p in draft.proposals.values() for n in p.exits}
+        if exits - {LOOKUP_EXIT}:
             self._last_decode = time.monotonic()
         seconds = time.perf_counter() - started
         return [

@@ -23,6 +23,11 @@ PROBE_TOKENS = 2
 MIN_REST_ROUNDS = 8
 MAX_REST_ROUNDS = 256
 
+_Row = tuple[Sequence[float], bool]
+"""Probability that each token of a proposal is accepted, all before it included; whether the draft
+makes them.
+"""
+
 
 @dataclass(slots=True)
 class AcceptanceEstimate:
@@ -50,6 +55,23 @@ class AcceptanceEstimate:
         return (self.accepted[position] + prior * prior_weight) / (
             self.tried[position] + prior_weight
         )
+
+
+def reach(
+    shared: AcceptanceEstimate, own: AcceptanceEstimate, prior: float, num_positions: int
+) -> list[float]:
+    """Probability that each position is accepted, all before it included.
+
+    Args:
+        shared, own: records of the target and of the sequence.
+        prior: of the first position; each further one starts from the one before it.
+    """
+    reached, product, estimate = [], 1.0, prior
+    for position in range(num_positions):
+        estimate = shared.probability(position, estimate, PRIOR_WEIGHT)
+        product *= own.probability(position, estimate, SEQUENCE_PRIOR_WEIGHT)
+        reached.append(product)
+    return reached
 
 
 @dataclass(slots=True)
@@ -145,10 +167,10 @@ class DraftLengthPolicy:
         """
         if not self.adaptive or not sequences:
             return [self.max_draft_tokens] * len(sequences)
-        reach = [self._reach(sequence) for sequence in sequences]
+        reached = [self._reach(sequence) for sequence in sequences]
         best_length, best_rate = 0, 0.0
         for length in range(self.max_draft_tokens + 1):
-            rate = self._tokens_per_second(reach, length)
+            rate = self._tokens_per_second([(row[:length], True) for row in reached])
             if math.isnan(rate):
                 return [min(PROBE_TOKENS, self.max_draft_tokens)] * len(sequences)
             if rate > best_rate:
@@ -157,8 +179,8 @@ class DraftLengthPolicy:
             self.rest_rounds = MIN_REST_ROUNDS
         else:
             num_probe = min(PROBE_TOKENS, self.max_draft_tokens)
-            full = [[1.0] * num_probe] * len(sequences)
-            promising = self.promising and self._tokens_per_second(full, num_probe) > best_rate
+            full = [([1.0] * num_probe, True)] * len(sequences)
+            promising = self.promising and self._tokens_per_second(full) > best_rate
             if probe and not promising:
                 self.rest_rounds = min(2 * self.rest_rounds, MAX_REST_ROUNDS)
             if probe or promising:
@@ -179,23 +201,50 @@ class DraftLengthPolicy:
             self.steps.record(num_drafted, gave_up)
             self.promising = num_accepted == num_drafted
 
-    def _reach(self, sequence: AcceptanceEstimate) -> list[float]:
-        """Probability that each position is accepted, all before it included."""
-        reach, product, estimate = [], 1.0, PRIOR_ACCEPTANCE
-        for position in range(self.max_draft_tokens):
-            estimate = self.acceptance.probability(position, estimate, PRIOR_WEIGHT)
-            product *= sequence.probability(position, estimate, SEQUENCE_PRIOR_WEIGHT)
-            reach.append(product)
-        return reach
+    def look_up(
+        self,
+        sequences: Sequence[AcceptanceEstimate | None],
+        length: int,
+        found: Sequence[Sequence[float]],
+    ) -> list[int]:
+        """How many found tokens (see `lookup`) each sequence of a round should propose; 0 where
+        the draft does better.
 
-    def _tokens_per_second(self, reach: Sequence[Sequence[float]], length: int) -> float:
-        """Expected committed tokens of the round over its expected time; NaN while a cost is
+        Args:
+            sequences: records; None where the draft is not ready.
+            length: tokens that the draft would give each of the others.
+            found: probability that each found token is accepted, all before it included.
+        """
+        rows: list[_Row] = [
+            ([], False) if sequence is None else (self._reach(sequence)[:length], True)
+            for sequence in sequences
+        ]
+        chosen = [0] * len(rows)
+        if not self.adaptive:
+            return chosen
+        best_rate = self._tokens_per_second(rows)
+        for i in sorted(range(len(rows)), key=lambda i: -sum(found[i])):
+            for num_found in range(1, len(found[i]) + 1):
+                row = (found[i][:num_found], False)
+                rate = self._tokens_per_second([*rows[:i], row, *rows[i + 1 :]])
+                if rate > best_rate:
+                    best_rate, chosen[i] = rate, num_found
+            if chosen[i]:
+                rows[i] = (found[i][: chosen[i]], False)
+        return chosen
+
+    def _reach(self, sequence: AcceptanceEstimate) -> list[float]:
+        return reach(self.acceptance, sequence, PRIOR_ACCEPTANCE, self.max_draft_tokens)
+
+    def _tokens_per_second(self, rows: Sequence[_Row]) -> float:
+        """Expected committed tokens of a round over its expected time; NaN while a cost is
         unknown.
         """
-        num_rows = len(reach)
-        expected = sum(1.0 + sum(row[:length]) for row in reach)
-        num_steps = self.steps(length)
-        seconds = self.verify_s(round(num_rows * (1 + num_steps)))
-        if length:
-            seconds += num_steps * self.draft_step_s(num_rows)
-        return expected / seconds
+        num_drafted = sum(is_drafted and len(reached) > 0 for reached, is_drafted in rows)
+        longest = max((len(reached) for reached, is_drafted in rows if is_drafted), default=0)
+        num_steps = self.steps(longest)
+        num_found = sum(len(reached) for reached, is_drafted in rows if not is_drafted)
+        seconds = self.verify_s(round(len(rows) + num_drafted * num_steps + num_found))
+        if num_drafted:
+            seconds += num_steps * self.draft_step_s(num_drafted)
+        return sum(1.0 + sum(reached) for reached, _ in rows) / seconds

@@ -4,6 +4,13 @@ from dataclasses import dataclass
 
 NEVER = 2.0
 """A threshold that no confidence reaches."""
+LOOKUP_EXIT = 0
+"""Stands for the exit layer of tokens that no layer drafted: suffix lookup found them."""
+
+
+def exit_name(exit_layer: int) -> str:
+    """Where a draft token came from, in words."""
+    return "suffix lookup" if exit_layer == LOOKUP_EXIT else f"exit {exit_layer}"
 
 
 @dataclass(frozen=True, slots=True)

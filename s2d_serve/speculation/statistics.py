@@ -21,7 +21,7 @@ class SpeculationStatistics:
     drafted_by_position: list[int] = field(default_factory=list)
     """Entry j: rounds whose proposal had a position j."""
     exit_counts: dict[int, int] = field(default_factory=dict)
-    """Draft tokens by the exit layer that emitted them."""
+    """Draft tokens by the exit layer that emitted them; 0: suffix lookup found them."""
 
     def record(
         self, num_committed: int, num_accepted: int = 0, exits: tuple[int, ...] = ()

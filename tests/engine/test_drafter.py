@@ -10,7 +10,8 @@ from s2d_serve.engine.drafter import Drafter, Pairing
 from s2d_serve.engine.messages import DraftRequest, Outcome, Proposal, SequenceStart, StepResult
 from s2d_serve.engine.trunk import Trunk
 from s2d_serve.speculation.draft_length import PROBE_TOKENS, DraftLengthPolicy
-from s2d_serve.speculation.exits import ExitPolicy
+from s2d_serve.speculation.exits import LOOKUP_EXIT, ExitPolicy
+from s2d_serve.speculation.lookup import LookupEstimate
 from s2d_serve.speculation.params import SamplingParams
 from tests.engine.tiny import VOCAB_SIZE, tiny_model
 
@@ -220,3 +221,75 @@ def test_costs_of_passes_without_the_draft_are_learned() -> None:
     drafter = new_drafter()
     drafter.propose([DraftRequest("target", {}, verify_costs=((3, 0.5), (1, 0.25)))])
     assert drafter.pairings["target"].lengths.verify_s.seconds == {3: 0.5, 1: 0.25}
+
+
+def lookup_pairing() -> Pairing:
+    """Adaptive, with a target as fast for nine tokens as for one, and a draft slower than it."""
+    pairing = Pairing(DEEP, DraftLengthPolicy(4), LookupEstimate())
+    for num_tokens in (1, 9):
+        pairing.lengths.verify_s.record(num_tokens, 1.0)
+    pairing.lengths.draft_step_s.record(1, 10.0)
+    return pairing
+
+
+def new_song(sequence_id: str = "a", num_prompt: int = 9, max_tokens: int = 30) -> SequenceStart:
+    """A prompt that repeats."""
+    prompt = tuple((1, 2, 3)[i % 3] for i in range(num_prompt))
+    params = SamplingParams(temperature=0.0, stop_token_ids=(9,))
+    return SequenceStart(sequence_id, 0, prompt, num_prompt, params, max_tokens)
+
+
+def test_a_text_that_repeats_is_looked_up_and_nobody_rests() -> None:
+    drafter = new_drafter({"target": lookup_pairing()})
+    drafter.open(new_song(), "target")
+    (draft,) = drafter.propose([DraftRequest("target", {"a": 3})])
+    assert draft.proposals["a"] == Proposal(9, (1, 2), (LOOKUP_EXIT,) * 2)
+    assert draft.rest_rounds == 0
+    for base in range(9, 21, 3):
+        outcome = Outcome(base, (1, 2, 3), 2, (LOOKUP_EXIT,) * 2)
+        assert drafter.learn("target", result(a=outcome)) == ()
+        assert ask(drafter, "a")["a"].base_length == base + 3
+    assert ask(drafter, "a")["a"].token_ids == (1, 2, 3, 1), "it was right each time"
+    assert drafter.pairings["target"].lengths.acceptance.tried == [], "the draft made none of them"
+
+
+def test_found_tokens_need_no_slot_and_no_reading() -> None:
+    drafter = new_drafter({"target": lookup_pairing()}, num_slots=1)
+    drafter.open(new_song("a", 30), "target")
+    drafter.open(new_song("b", 30), "target")
+    assert not drafter.draft.is_ready("a")
+    assert set(ask(drafter, "a", "b")) == {"a", "b"}
+    assert not drafter.prefill(), "what copies is not read"
+    changed = StepResult({"a": Outcome(30, (5,), 0, (0, 0)), "b": Outcome(30, (5,))}, 6, 1.0)
+    assert drafter.learn("target", changed) == ()
+    assert ask(drafter, "a", "b") == {}
+    assert drafter.prefill()
+
+
+def test_found_tokens_end_with_the_output_or_an_end_token() -> None:
+    drafter = new_drafter({"target": lookup_pairing()})
+    drafter.open(new_song("short", max_tokens=2), "target")
+    drafter.open(new_song("none", max_tokens=1), "target")
+    ends = replace(new_song("ends"), token_ids=(1, 2, 9, 3, 1, 2), num_prompt_tokens=6)
+    drafter.open(ends, "target")
+    found = ask(drafter, "short", "none", "ends")
+    assert {i: p.token_ids for i, p in found.items() if p.token_ids} == {
+        "short": (1,),
+        "ends": (9,),
+    }
+
+
+def test_a_sequence_opened_anew_is_looked_up_in_its_new_text() -> None:
+    drafter = new_drafter({"target": lookup_pairing()})
+    drafter.open(new_song(), "target")
+    assert drafter.learn("target", result(a=Outcome(12, (1,)))) == ("a",)
+    again = replace(new_song(), epoch=1, token_ids=(*new_song().token_ids, 4, 3, 1))
+    drafter.open(again, "target")
+    assert ask(drafter, "a")["a"] == Proposal(12, (2, 3), (LOOKUP_EXIT,) * 2)
+
+
+def test_nothing_is_looked_up_where_it_is_switched_off() -> None:
+    pairing = replace(lookup_pairing(), lookup=None)
+    drafter = new_drafter({"target": pairing})
+    drafter.open(new_song(), "target")
+    assert not any(proposal.token_ids for proposal in ask(drafter, "a").values())

@@ -15,7 +15,8 @@ from s2d_serve.engine.step import ReferenceLoop
 from s2d_serve.engine.target import TargetModel
 from s2d_serve.engine.trunk import Trunk
 from s2d_serve.speculation.draft_length import AcceptanceEstimate, DraftLengthPolicy
-from s2d_serve.speculation.exits import ExitPolicy
+from s2d_serve.speculation.exits import LOOKUP_EXIT, ExitPolicy
+from s2d_serve.speculation.lookup import LookupEstimate
 from s2d_serve.speculation.params import SamplingParams
 from s2d_serve.speculation.sampling import sample
 from s2d_serve.speculation.statistics import SpeculationStatistics
@@ -222,6 +223,29 @@ def test_batches_and_chunks_change_no_text_without_a_draft(
     loop = ReferenceLoop(new_target(half_trained(family), prefill_chunk))
     assert_same(play(loop, all_starts()), baseline(family))
     assert_same(play(loop, all_starts()[::-1], batch_size=4), baseline(family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_suffix_lookup_changes_no_text(family: Family) -> None:
+    """Where drafting would not pay, prompts that repeat and outputs that do are looked up."""
+    lengths = DraftLengthPolicy(8)
+    lengths.draft_step_s.record(1, 10.0)
+    lengths.verify_s.record(1, 1.0)
+    lengths.verify_s.record(30, 1.0)
+    drafter = new_drafter(new_draft(half_trained(family)), SURE, lengths)
+    drafter.pairings["target"].lookup = LookupEstimate()
+    song = (5, 9) * 12
+    always_5 = SamplingParams(temperature=0.0, logit_bias=((5, 50.0),))
+    start = SequenceStart("song", 0, song, len(song), always_5, 40)
+    expected = play(ReferenceLoop(new_target(half_trained(family))), [start])
+    loop = ReferenceLoop(new_target(half_trained(family)), drafter)
+    played = play(loop, [start])
+    assert_same(played, expected)
+    found = played.statistics
+    assert set(found.exit_counts) >= {LOOKUP_EXIT}
+    assert found.num_accepted_tokens > 5
+    assert num_rejected(found) > 0
+    assert_same(play(loop, all_starts()), baseline(family))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
