@@ -95,7 +95,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Medians are over these.")] = 3,
     fixed_exits: Annotated[
-        bool, typer.Option("--fixed-exits", help="Also each exit of the draft alone.")
+        bool, typer.Option("--fixed-exits", help="Also each exit alone, and without suffix lookup.")
     ] = False,
     transformers: Annotated[
         bool,

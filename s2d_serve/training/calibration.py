@@ -27,6 +27,8 @@ MIN_CONFIDENCES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10)
 CONTEXT = 192
 """Cached tokens of the row on which costs are measured."""
+SEVERAL = 5
+"""Tokens of the pass from which the cost of further tokens is taken."""
 TIMES = 7
 """Each cost is the median of so many."""
 
@@ -48,7 +50,9 @@ class Costs:
     """Seconds on this machine, for one sequence."""
 
     segment_s: tuple[float, ...]
-    """Each segment of the draft."""
+    """Each segment of the draft, over one token."""
+    more_s: tuple[float, ...]
+    """Each segment, for each further token that it has yet to read."""
     head_s: tuple[float, ...]
     """Each exit's head."""
     verify_s: tuple[float, ...]
@@ -100,8 +104,9 @@ def measure_costs(draft: SortedDraft, target: Trunk) -> Costs:
     trunk = draft.trunk
     hidden = trunk.embed([0])
 
-    def run_segment(index: int) -> Callable[[], object]:
-        return lambda: trunk.run(draft.segments[index], hidden, trunk.batch([_row(1)]))
+    def run_segment(index: int, num_tokens: int) -> Callable[[], object]:
+        states = hidden.repeat(num_tokens, 1)
+        return lambda: trunk.run(draft.segments[index], states, trunk.batch([_row(num_tokens)]))
 
     def run_head(index: int) -> Callable[[], object]:
         return lambda: draft.heads.logits(index, hidden)
@@ -116,8 +121,11 @@ def measure_costs(draft: SortedDraft, target: Trunk) -> Costs:
         return run
 
     exits = range(len(draft.segments))
+    one = [_seconds(run_segment(i, 1)) for i in exits]
+    several = [_seconds(run_segment(i, SEVERAL)) for i in exits]
     return Costs(
-        tuple(_seconds(run_segment(i)) for i in exits),
+        tuple(one),
+        tuple(max(s - o, 0.0) / (SEVERAL - 1) for o, s in zip(one, several, strict=True)),
         tuple(_seconds(run_head(i)) for i in exits),
         tuple(_seconds(verify(n)) for n in range(1, LENGTHS[-1] + 2)),
     )
@@ -160,9 +168,12 @@ def best_with(table: Table, costs: Costs, thresholds: tuple[float, ...]) -> Foun
 class _Steps:
     """The draft's step at each position under some thresholds."""
 
+    depth: list[int]
+    """Index of the exit that emits."""
     agrees: list[bool]
     confidence: list[float]
     seconds: list[float]
+    """Of a step in which each segment reads one token."""
 
 
 def _steps(table: Table, costs: Costs, thresholds: tuple[float, ...]) -> _Steps:
@@ -179,6 +190,7 @@ def _steps(table: Table, costs: Costs, thresholds: tuple[float, ...]) -> _Steps:
             undecided &= ~leaves
     place = chosen[:, None]
     return _Steps(
+        chosen.tolist(),
         table.agrees.gather(1, place)[:, 0].tolist(),
         table.confidence.gather(1, place)[:, 0].tolist(),
         seconds.tolist(),
@@ -188,22 +200,28 @@ def _steps(table: Table, costs: Costs, thresholds: tuple[float, ...]) -> _Steps:
 def _rate(steps: _Steps, offsets: Sequence[int], costs: Costs, policy: Policy) -> float:
     """Play the texts: propose, verify, commit.
 
-    A draft that has erred goes on as it would have on the right text.
+    A draft that has erred goes on as it would have on the right text. A segment that is needed
+    again first reads what it has missed.
     """
     total_s = 0.0
     for start, stop in itertools.pairwise(offsets):
         at = start
+        read = [start - 1] * len(costs.segment_s)  # the prompt, but for its last token
         while at < stop:
             accepted, is_right, drafted = 0, True, 0
             while drafted < policy.max_draft_tokens and at + drafted < stop:
                 i = at + drafted
                 drafted += 1
                 total_s += steps.seconds[i]
+                for segment in range(steps.depth[i] + 1):
+                    total_s += costs.more_s[segment] * (i - read[segment] - 1)
+                    read[segment] = i
                 is_right = is_right and steps.agrees[i]
                 accepted += is_right
                 if steps.confidence[i] < policy.min_confidence:
                     break
             total_s += costs.verify_s[drafted]
+            read = [min(n, at + accepted) for n in read]
             at += accepted + 1
     return offsets[-1] / total_s
 

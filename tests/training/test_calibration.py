@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,8 @@ def drawn_table(acceptance: tuple[float, ...], num_tokens: int = 600) -> Table:
 
 
 def flat(segments: tuple[float, ...], verify_s: float = 1.0) -> Costs:
-    return Costs(segments, (0.0,) * len(segments), (verify_s,) * (LENGTHS[-1] + 1))
+    nothing_more = (0.0,) * len(segments)
+    return Costs(segments, nothing_more, nothing_more, (verify_s,) * (LENGTHS[-1] + 1))
 
 
 @pytest.fixture
@@ -87,12 +89,35 @@ def test_a_perfect_draft_is_worth_its_length() -> None:
 def test_speed_is_what_playing_by_hand_gives() -> None:
     agrees = torch.tensor([[True], [False], [True], [True], [True], [False]])
     table = Table(agrees, torch.tensor([[0.9], [0.1], [0.9], [0.9], [0.9], [0.9]]), (0, 6))
-    costs = Costs((0.1,), (0.05,), tuple(1 + 0.2 * n for n in range(LENGTHS[-1] + 1)))
+    costs = Costs((0.1,), (0.0,), (0.05,), tuple(1 + 0.2 * n for n in range(LENGTHS[-1] + 1)))
     # Of length 2, going on at 0.5: [0, 1 unsure] commits 2; [2, 3] commits 3; [5] commits 1.
     seconds = (2 * 0.15 + 1.4) + (2 * 0.15 + 1.4) + (0.15 + 1.2)
     best = best_with(table, costs, ())
     assert best.speedup >= 6 / seconds - 1e-9
     assert tokens_per_s(table, costs, Policy((), 0.5, 2)) == pytest.approx(6 / seconds)
+
+
+def test_what_a_segment_missed_is_read_later() -> None:
+    """Of length 2, exit 0 where it is sure: at 0, 1, 3 and 4; exit 1 at 2."""
+    agrees = torch.tensor([[True, True]] * 6)
+    sure = torch.tensor([[0.9, 1.0], [0.9, 1.0], [0.1, 1.0], [0.9, 1.0], [0.9, 1.0], [0.1, 1.0]])
+    costs = replace(flat((0.1, 0.2)), more_s=(0.01, 0.03))
+    # Commits 0, 1, 2 and 3, 4, 5: segment 0 reads two tokens at 3, after a round that was right
+    # throughout, and segment 1 never runs.
+    shallow = tokens_per_s(Table(agrees, sure, (0, 6)), costs, Policy((0.5,), 0.0, 2))
+    assert shallow == pytest.approx(6 / (2 + 4 * 0.1 + 0.01))
+    # Of length 3: 0, 1 and 2, at which segment 1 reads two more, then 3; 4, 5 with four more at 5.
+    deeper = tokens_per_s(Table(agrees, sure, (0, 6)), costs, Policy((0.5,), 0.0, 3))
+    seconds = 2 + (3 * 0.1 + 0.2 + 2 * 0.03) + (2 * 0.1 + 0.01 + 0.2 + 2 * 0.03)
+    assert deeper == pytest.approx(6 / seconds)
+
+
+def test_what_was_wrong_is_not_read_again() -> None:
+    agrees = torch.tensor([[True], [False], [True], [True]])
+    table = Table(agrees, torch.ones(4, 1), (0, 4))
+    costs = replace(flat((0.1,)), more_s=(0.01,))
+    # 0, 1 wrong, commits two; 2, 3 commits two.
+    assert tokens_per_s(table, costs, Policy((), 0.0, 2)) == pytest.approx(4 / (2 + 4 * 0.1))
 
 
 def test_the_best_policy_is_never_behind_a_fixed_exit() -> None:
@@ -120,6 +145,6 @@ def test_a_draft_that_cannot_pay_is_said_not_to(draft: SortedDraft) -> None:
 
 def test_costs_are_measured(draft: SortedDraft) -> None:
     costs = measure_costs(draft, draft.trunk)
-    assert len(costs.segment_s) == len(costs.head_s) == 2
+    assert len(costs.segment_s) == len(costs.more_s) == len(costs.head_s) == 2
     assert len(costs.verify_s) == LENGTHS[-1] + 1
     assert all(0 < s < 1 and math.isfinite(s) for s in (*costs.segment_s, *costs.verify_s))
