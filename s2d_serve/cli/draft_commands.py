@@ -97,6 +97,10 @@ def evaluate(
     fixed_exits: Annotated[
         bool, typer.Option("--fixed-exits", help="Also each exit alone, and without suffix lookup.")
     ] = False,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Also the last exit of this trained draft; repeatable.", metavar="DRAFT"),
+    ] = None,
     transformers: Annotated[
         bool,
         typer.Option("--transformers", help="Also generate, assisted generation, prompt lookup."),
@@ -111,10 +115,14 @@ def evaluate(
     from s2d_serve.engine.calibration import calibrated
     from s2d_serve.evaluation.questions import read_questions
 
-    if url is not None and (fixed_exits or transformers):
-        raise ConfigError("--fixed-exits and --transformers run in this process: leave --url out")
+    if url is not None and (fixed_exits or beside or transformers):
+        raise ConfigError(
+            "--fixed-exits, --beside and --transformers run in this process: leave --url out"
+        )
     questions = read_questions(prompts, tuple(category or ()), per_category)
-    options = EvalOptions(max_tokens, temperature, seed, repeats, fixed_exits, transformers)
+    options = EvalOptions(
+        max_tokens, temperature, seed, repeats, fixed_exits, tuple(beside or ()), transformers
+    )
     command = shlex.join(["s2d", *sys.argv[1:]])
     config = calibrated(load_deployment_file(file).config)
     run(config, target, questions, options, output, url, command)

@@ -25,6 +25,8 @@ from s2d_serve.engine.draft import SortedDraft
 from s2d_serve.engine.drafter import Drafter
 from s2d_serve.engine.sources import resolve
 from s2d_serve.engine.step import ReferenceLoop
+from s2d_serve.engine.target import TargetModel
+from s2d_serve.engine.trained import load_trained
 from s2d_serve.errors import ConfigError
 from s2d_serve.evaluation.arms import TARGET_ONLY, Arm, EngineArm, HttpArm, Task, TransformersArm
 from s2d_serve.evaluation.measurement import Measurement
@@ -51,6 +53,10 @@ class EvalOptions:
     repeats: int
     fixed_exits: bool = False
     """An arm for each exit of the draft alone, and one without suffix lookup."""
+    beside: tuple[Path, ...] = ()
+    """Folders of trained drafts, such as one trained for a single exit (SFT): an arm for the last
+    exit of each.
+    """
     transformers: bool = False
     """Arms of transformers' own: generate, assisted by the draft's checkpoint, prompt lookup."""
 
@@ -159,6 +165,9 @@ def _local_arms(
     shared = Drafter(drafter.draft, pairings)
     arms: dict[str, Arm] = {TARGET_ONLY: EngineArm(ReferenceLoop(target))}
     arms |= {arm: EngineArm(ReferenceLoop(target, shared, arm)) for arm in pairings}
+    for folder in options.beside:
+        other = draft_config.model_copy(update={"trained": folder})
+        arms |= _last_exit(folder, other, settings.speculation, target)
     if options.transformers:
         arms |= _transformers_arms(settings, config.draft)
     return arms, checkpoint
@@ -172,6 +181,17 @@ def _fixed_exits(
     """
     exits = {exit_name(n): one_exit(settings, draft.exit_layers, n) for n in draft.exit_layers}
     return {NO_LOOKUP: settings.model_copy(update={"suffix_lookup": False}), **exits}
+
+
+def _last_exit(
+    folder: Path, draft: DraftConfig, settings: SpeculationConfig, target: TargetModel
+) -> dict[str, Arm]:
+    """Another draft from the same checkpoint, its deepest exit alone."""
+    exits = load_trained(folder).shape.exit_layers
+    arm = f"{folder.name}: {exit_name(exits[-1])}"
+    with NOTES.status(f"loading {folder}"):
+        drafter, _ = load_drafter(draft, {arm: one_exit(settings, exits, exits[-1])})
+    return {arm: EngineArm(ReferenceLoop(target, drafter, arm))}
 
 
 def _transformers_arms(settings: TargetConfig, draft: DraftConfig) -> dict[str, Arm]:

@@ -139,14 +139,16 @@ def test_a_family_of_ones_own(
     assert found["expected_speedup"] >= max(found["best_fixed_exit"].values())
     assert found["acceptance"]["4"] == 1.0  # the draft's last exit is the target itself
     file = write_file(trained | {"calibration": str(calibration)})
-    after = evaluated(run, file, questions, tmp_path / "1", "--fixed-exits")
+    after = evaluated(run, file, questions, tmp_path / "1", "--fixed-exits", "--beside", str(draft))
     result = run("generate", "the thing", "-f", file, "--exit-layer", 2, "--max-tokens", 20)
     assert result.exit_code == 0, result.output
     for report in (before, after):
         arms = report["results"]["overall"]
-        assert list(arms) == ["target-only", "s2d", "exit 2", "exit 4"]
+        exits = ["s2d", "s2d, no suffix lookup", "exit 2", "exit 4"]
+        assert list(arms)[:5] == ["target-only", *exits]
         assert {arm["identical"] for arm in arms.values()} == {1.0}
         assert set(report["results"]) == {"qa", "mt_bench", "overall"}
+    assert list(after["results"]["overall"])[5:] == ["draft: exit 4"]
     rates = [r["results"]["overall"]["exit 2"]["acceptance_rate"] for r in (before, after)]
     assert rates[1] > rates[0] + 0.04
     table = (tmp_path / "1" / "results.md").read_text()
