@@ -165,14 +165,18 @@ class SortedDraft:
     def prefill(self, unwanted: Collection[str] = ()) -> bool:
         """Read a chunk of a sequence that lags behind, in all its segments; False if none does.
 
-        `unwanted`: sequences that need no draft now.
+        The last token is left for the draft to go on from.
+
+        Args:
+            unwanted: sequences that need no draft now.
         """
         for sequence_id, sequence in self.sequences.items():
             if sequence_id in unwanted:
                 continue
             if sequence.num_missing and not self.is_ready(sequence_id):
+                chunk = min(self.prefill_chunk, sequence.num_missing - 1)
                 for segment in range(len(sequence.filled)):
-                    self._run_segment(segment, [sequence], self.prefill_chunk)
+                    self._run_segment(segment, [sequence], chunk)
                 return True
         return False
 

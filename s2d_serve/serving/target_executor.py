@@ -74,7 +74,8 @@ class TargetExecutor:
         return self._info
 
     async def verify(self, call: VerifyCall, refs: Sequence[Any]) -> VerifyReply:
-        """One round for one lane: one pass where something is proposed, else up to `num_steps`.
+        """One round for one lane: one pass where something is proposed, else up to `num_steps`, or
+        until a sequence has its first token.
 
         Args:
             refs: a reference to the lane's `DraftReply`, or nothing.
@@ -159,7 +160,11 @@ class TargetExecutor:
         result = self._model.step(proposals)
         if any(outcome.token_ids for outcome in result.outcomes.values()):
             self._last_decode = time.monotonic()
+        begun = set()
         for sequence_id, outcome in result.outcomes.items():
+            start = self._model.sequences[sequence_id].start
+            if outcome.token_ids and outcome.base_length == start.num_prompt_tokens:
+                begun.add(sequence_id)
             if outcome.finish_reason is not None:
                 self._model.close(sequence_id)
         done = []
@@ -170,7 +175,7 @@ class TargetExecutor:
                 if ref.sequence_id in result.outcomes
             }
             turn.results.append(StepResult(own, result.num_tokens, result.seconds))
-            if _is_over(turn, own):
+            if _is_over(turn, own) or not begun.isdisjoint(own):  # a first token waits for none
                 done.append((turn, VerifyReply(tuple(turn.results), turn.unknown)))
         return done
 

@@ -95,9 +95,11 @@ def test_a_sequence_whose_prompt_is_being_read_gets_no_proposal() -> None:
     drafter.open(new_start("long", 30), "target")
     drafter.open(new_start("short"), "target")
     assert set(ask(drafter, "long", "short")) == {"short"}
+    assert not drafter.prefill(), "the target reads it first"
+    assert drafter.learn("target", result(long=Outcome(30, (7,)))) == ()
+    assert set(ask(drafter, "long", "short")) == {"short"}
     assert drafter.prefill()
     assert not drafter.prefill()
-    assert drafter.learn("target", result(long=Outcome(30, (7,)))) == ()
     assert set(ask(drafter, "long", "short")) == {"long", "short"}
 
 

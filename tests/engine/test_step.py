@@ -408,6 +408,8 @@ def test_a_draft_that_outlives_a_target_goes_on_with_the_next_one() -> None:
         drafter.open(start, "target")
     for _ in range(3):
         first.step(names)
+    while drafter.prefill():
+        pass
     drafter.propose([DraftRequest("target", dict.fromkeys(names, 9))])
     assert all(sequence.exits for sequence in drafter.draft.sequences.values())
     second = ReferenceLoop(new_target(half_trained("llama")), drafter)

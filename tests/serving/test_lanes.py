@@ -199,13 +199,18 @@ async def test_a_lying_draft_changes_no_token(bench: Bench, liar: Any, kind: str
 async def test_a_repeated_call_gets_the_same_reply(bench: Bench) -> None:
     """Rounds are idempotent: a call whose reply was lost can be sent again."""
     start = starts()[0]
-    call = VerifyCall("lane-repeat", 1, (start,), (SequenceRef(start.sequence_id, 0),), 4, 1.0, 0)
-    first = await bench.target.verify.remote(call, [])
-    again = await bench.target.verify.remote(call, [])
-    assert first == again
-    tokens = [i for result in first.results for i in result.outcomes["s0"].token_ids]
-    assert tokens == bench.expected["s0"][:4]
+    refs = (SequenceRef(start.sequence_id, 0),)
+    tokens: list[int] = []
+    for number, num_tokens in ((1, 1), (2, 4)):
+        call = VerifyCall("lane-repeat", number, (start,), refs, 4, 1.0, 0)
+        first = await bench.target.verify.remote(call, [])
+        again = await bench.target.verify.remote(call, [])
+        assert first == again
+        own = [i for result in first.results for i in result.outcomes["s0"].token_ids]
+        assert len(own) == num_tokens, "the first token waits for no other"
+        tokens += own
+    assert tokens == bench.expected["s0"][:5]
     await bench.target.leave.remote(start.sequence_id)
-    late = VerifyCall("lane-repeat", 2, (start,), (SequenceRef(start.sequence_id, 0),), 4, 1.0, 0)
+    late = VerifyCall("lane-repeat", 3, (start,), (SequenceRef(start.sequence_id, 0),), 4, 1.0, 0)
     reply = await bench.target.verify.remote(late, [])
     assert reply.unknown == (SequenceRef("s0", 0),), "a join that arrives after the leave is void"
