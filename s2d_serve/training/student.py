@@ -37,8 +37,7 @@ class Student(nn.Module):
         self.translators = nn.ModuleList(
             new_translator(model, settings.mlp_size) for _ in exit_layers
         )
-        head: Tensor = model.lm_head.weight[:vocab_size].detach().float()
-        self.register_buffer("head", head if vocabulary is None else head[list(vocabulary)], False)
+        self.register_buffer("head", draft_head(model, vocabulary, vocab_size), False)
         self.teacher_weight = settings.teacher_weight
         self.decoder: nn.Module | None = None
         if settings.method != "heads":
@@ -77,6 +76,12 @@ class Student(nn.Module):
         if self.decoder is not None:
             found |= dict(_trunk_changes(self.decoder))
         return found
+
+
+def draft_head(model: PreTrainedModel, vocabulary: Sequence[int] | None, vocab_size: int) -> Tensor:
+    """The LM head's rows for the ids that can be drafted, in float32: [V, hidden]."""
+    head: Tensor = model.lm_head.weight[:vocab_size].detach().float()
+    return head if vocabulary is None else head[list(vocabulary)]
 
 
 def new_translator(model: PreTrainedModel, mlp_size: int) -> Translator:

@@ -21,6 +21,14 @@ def exit_states(
 ) -> list[Tensor]:
     """What each exit sees at the positions that predict the rows' learned tokens: one
     [learned tokens, hidden] per exit.
+    """
+    ids, learned = laid_out(rows, device)
+    return [states[learned] for states in layer_states(decoder, exit_layers, input_ids=ids)]
+
+
+def laid_out(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rows as a decoder reads them: token ids [B, T] int64, and where a learned token is
+    predicted [B, T] bool.
 
     Rows are padded on the right, which causal attention never looks at.
     """
@@ -31,17 +39,25 @@ def exit_states(
         stop = len(row.token_ids) - 1
         ids[i, :stop] = torch.tensor(row.token_ids[:-1], device=device)
         learned[i, row.num_prompt_tokens - 1 : stop] = True
+    return ids, learned
+
+
+def layer_states(decoder: nn.Module, num_layers: Sequence[int], **inputs: Tensor) -> list[Tensor]:
+    """The states after each of these numbers of layers: [B, T, hidden].
+
+    `inputs`: what the decoder reads, by its own names.
+    """
     seen: dict[int, Tensor] = {}
     hooks = [
         decoder.layers[n - 1].register_forward_hook(_keep(seen, n))  # type: ignore[index,union-attr]  # a ModuleList
-        for n in exit_layers
+        for n in num_layers
     ]
     try:
-        decoder(input_ids=ids, use_cache=False)
+        decoder(**inputs, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return [seen[n][learned] for n in exit_layers]
+    return [seen[n] for n in num_layers]
 
 
 class StateFile:
@@ -76,7 +92,7 @@ class StateFile:
         """Compute what is missing; `progress` gets the number of rows done."""
         progress(self.num_done)
         while self.num_done < len(rows):
-            batch = _next_rows(rows[self.num_done :])
+            batch = next_rows(rows[self.num_done :])
             stop = self.num_done + len(batch)
             states = torch.stack(exit_states(decoder, exit_layers, batch, device), 1)
             span = slice(self._offsets[self.num_done], self._offsets[stop])
@@ -93,12 +109,12 @@ def final_states(
     """The base's last hidden states, before its norm, at the learned positions of as many rows as
     fit in a pass ([n, hidden]); how many rows.
     """
-    batch = _next_rows(rows)
+    batch = next_rows(rows)
     depth = len(model.model.layers)
     return exit_states(model.model, [depth], batch, device)[0].float(), len(batch)
 
 
-def _next_rows(rows: Sequence[Row]) -> Sequence[Row]:
+def next_rows(rows: Sequence[Row]) -> Sequence[Row]:
     """As many rows as a pass takes, padded; at least one."""
     longest = 0
     for i, row in enumerate(rows):
