@@ -30,6 +30,10 @@ def train(
             help="Layers of the base to keep, such as 0,1,2,3,22,23.", show_default="the first ones"
         ),
     ] = None,
+    keep_layers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Keep so many layers; which ones is searched.", metavar="N"),
+    ] = None,
     vocabulary: Annotated[
         int | None, typer.Option(min=2, help="Draftable token ids, the most frequent.")
     ] = None,
@@ -58,9 +62,14 @@ def train(
 
     if method not in METHODS:
         raise ConfigError(f"--method {method}: give one of {', '.join(METHODS)}")
+    if layers is not None and keep_layers is not None:
+        raise ConfigError(
+            f"--layers {layers} names layers, --keep-layers {keep_layers} searches for them: "
+            "give one of the two"
+        )
     settings = TrainingSettings(
         exit_layers=_numbers("--exits", exits),
-        layers=None if layers is None else _numbers("--layers", layers),
+        layers=keep_layers if layers is None else _numbers("--layers", layers),
         method=method,
         mlp_size=mlp_size,
         lora_rank=lora_rank,

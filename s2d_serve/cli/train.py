@@ -54,6 +54,9 @@ def train(
             progress.update(task, description=what, completed=done, total=total)
 
         trainer = Trainer(base, texts, settings, output, notice)
+        if trainer.drops is not None:
+            kept = ", ".join(map(str, trainer.layers or ()))
+            progress.console.print(f"the draft keeps the base's layers {kept}")
         _show(trainer, "at the start", trainer.untrained, progress)
         num_done = len(trainer.history)
         notice("training", num_done, trainer.num_steps)

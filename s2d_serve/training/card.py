@@ -1,6 +1,6 @@
 """The card beside a trained draft: what it is, what it was made of, how good it is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def write_card(trainer: Trainer, origin: Origin, folder: Path) -> None:
         f"Base: `{origin.base}`, sha256 `{trainer.base.digest}`; its weights are not copied here.",
         f"Exits at layers {_listed(settings.exit_layers)}; trained: {_listed(trainer.exits)} "
         f"({METHODS[settings.method]}). Token ids that can be drafted: {vocabulary}.",
+        *_layers(trainer),
         "",
         "| exit layer | before any step | trained |",
         "|---|---|---|",
@@ -57,6 +58,17 @@ def write_card(trainer: Trainer, origin: Origin, folder: Path) -> None:
         f"![Curves]({PNG}) (numbers: {CSV})",
     ]
     (folder / CARD).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _layers(trainer: Trainer) -> Iterator[str]:
+    if trainer.layers is not None:
+        yield f"It keeps the base's layers {_listed(trainer.layers)}."
+    if trainer.drops is not None:
+        yield (
+            "A search left out the others, each time the one that was missed least: loss "
+            f"{trainer.drops.base_loss:.3f} with all layers, {trainer.drops.losses[-1]:.3f} with "
+            "these, by the base's own norm and head on training rows, before any training."
+        )
 
 
 def _listed(exits: Sequence[int]) -> str:

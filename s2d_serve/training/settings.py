@@ -14,8 +14,10 @@ class TrainingSettings:
 
     exit_layers: tuple[int, ...]
     """Layers run by each sub-model; one equal to the base's depth is the base itself."""
-    layers: tuple[int, ...] | None = None
-    """Layers of the base that the draft keeps; None: all that the deepest exit needs."""
+    layers: tuple[int, ...] | int | None = None
+    """Layers of the base that the draft keeps; a number: so many, found by a search; None: all that
+    the deepest exit needs.
+    """
     method: str = "heads"
     """heads: the trunk is frozen; lora: low-rank changes to it; full: all its weights."""
     mlp_size: int = 512
@@ -42,13 +44,24 @@ class TrainingSettings:
         exits = list(self.exit_layers)
         if not exits or exits != sorted(set(exits)) or exits[0] < 1:
             raise ConfigError(f"--exits {exits}: give increasing numbers of layers, such as 2,4,8")
-        kept = list(range(num_base_layers) if self.layers is None else self.layers)
-        if kept != sorted(set(kept)) or not kept or not 0 <= kept[0] <= kept[-1] < num_base_layers:
-            raise ConfigError(f"--layers {kept}: the base has layers 0 to {num_base_layers - 1}")
-        if exits[-1] > len(kept):
-            raise ConfigError(f"--exits {exits}: the draft keeps {len(kept)} layers")
+        self._check_layers(num_base_layers)
         if not self.trained_exits(num_base_layers):
             raise ConfigError("nothing to train: the only exit is the base itself")
+
+    def _check_layers(self, num_base_layers: int) -> None:
+        exits, last = list(self.exit_layers), num_base_layers - 1
+        if isinstance(self.layers, int):
+            if not exits[-1] <= self.layers <= last:
+                raise ConfigError(
+                    f"--keep-layers {self.layers}: give at least the deepest exit, {exits[-1]}, "
+                    f"and at most {last}: the base has {num_base_layers} layers"
+                )
+            return
+        kept = list(range(num_base_layers) if self.layers is None else self.layers)
+        if kept != sorted(set(kept)) or not kept or not 0 <= kept[0] <= kept[-1] <= last:
+            raise ConfigError(f"--layers {kept}: the base has layers 0 to {last}")
+        if exits[-1] > len(kept):
+            raise ConfigError(f"--exits {exits}: the draft keeps {len(kept)} layers")
 
     def trained_exits(self, num_base_layers: int) -> tuple[int, ...]:
         """Exits with a translator: all but the untouched base as a whole."""

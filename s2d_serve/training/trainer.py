@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from s2d_serve.engine.checkpoint import Checkpoint
 from s2d_serve.engine.linears import cpu_has_bfloat16, prepare_layers
 from s2d_serve.engine.trained import VOCABULARY, DraftShape, TrainedDraft
-from s2d_serve.training import checkpoint, closed_form
+from s2d_serve.training import checkpoint, closed_form, layer_search
 from s2d_serve.training.checkpoint import Progress
+from s2d_serve.training.layer_search import DropsFile, LayerDrops, Sample
 from s2d_serve.training.rows import Row
 from s2d_serve.training.settings import TrainingSettings
 from s2d_serve.training.student import Student, batch_tokens
@@ -84,9 +85,10 @@ class Trainer:
         model, settings = self.base.model, self.settings
         device = self.accelerator.device
         model.to(device)
+        learned = [self._rows[i] for i in self._learned]
+        self._choose_layers(learned, notice)
         if settings.method == "heads" and device.type == "cpu":
             prepare_layers(model.model.layers)
-        learned = [self._rows[i] for i in self._learned]
         wanted = None
         if not self._saved:
             wanted = closed_form.last_states(
@@ -96,7 +98,7 @@ class Trainer:
                 device,
                 partial(notice, "reading for the start"),
             )
-        kept = settings.layers or range(self.exits[-1])
+        kept = self.layers or range(self.exits[-1])
         model.model.layers = nn.ModuleList(model.model.layers[i] for i in kept)
         self._states = self._state_file(notice) if settings.method == "heads" else None
         torch.manual_seed(settings.seed)
@@ -117,6 +119,23 @@ class Trainer:
             tuple(self._saved["untrained"]) if self._saved else self.acceptance()
         )
         """Acceptance of each trained exit before the first step."""
+
+    def _choose_layers(
+        self, learned: Sequence[Row], notice: Callable[[str, int, int], None]
+    ) -> None:
+        layers = self.settings.layers
+        self.drops: LayerDrops | None = None
+        """What the search dropped, if there was one."""
+        if isinstance(layers, int):
+            decoder = self.base.model.model
+            sample = Sample.of(learned, self.base, self.vocabulary, self.settings.teacher_weight)
+            file = DropsFile(self.folder / layer_search.FILE, self._run)
+            progress = partial(notice, "dropping layers")
+            with self.accelerator.main_process_first():  # the others read what it found
+                self.drops = layer_search.search(decoder, sample, layers, file, progress)
+            layers = self.drops.kept(len(decoder.layers))
+        self.layers: tuple[int, ...] | None = layers
+        """Layers of the base that the draft keeps; None: all that the deepest exit needs."""
 
     def _state_file(self, notice: Callable[[str, int, int], None]) -> StateFile:
         model, num_rows = self.base.model, len(self._rows)
@@ -183,7 +202,7 @@ class Trainer:
     def result(self) -> TrainedDraft:
         """The draft as it is now."""
         settings, depth = self.settings, self.base.model.config.num_hidden_layers
-        layers = settings.layers
+        layers = self.layers
         if layers is None and settings.exit_layers[-1] < depth:
             layers = tuple(range(settings.exit_layers[-1]))
         tensors = self.student.tensors()

@@ -1,6 +1,7 @@
 """A draft of one's own: data -> train -> calibrate -> serve -> eval, by the commands."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import yaml
 
 from tests.cli.conftest import Args, Run, WriteFile
-from tests.engine.tiny import nested_model, save_tiny
+from tests.engine.tiny import nested_model, save_tiny, tiny_model
 
 WORDS = ("the", "stop", "thing", "in")
 
@@ -26,7 +27,10 @@ def threads_restored() -> Any:
 def own_args(tmp_path: Path) -> Args:
     """One target and its draft: the same four layers, of which the first two say little yet."""
     model = nested_model("llama", seed=5, exit_layer=2, agreement_scale=0.7, num_layers=4)
-    folder = save_tiny(tmp_path / "family", model)
+    return one_target(save_tiny(tmp_path / "family", model))
+
+
+def one_target(folder: Path) -> Args:
     base = {"source": str(folder), "dtype": "float32", "num_threads": 1, "max_context": 256}
     speculation = {"draft_length": "fixed", "max_draft_tokens": 2}
     return {"draft": base, "targets": {"own": base | {"speculation": speculation}}}
@@ -157,6 +161,28 @@ def test_a_family_of_ones_own(
         assert (tmp_path / "1" / name).stat().st_size > 1000
 
 
+def test_layers_are_found(write_file: WriteFile, run: Run, prompts: Path, tmp_path: Path) -> None:
+    model = tiny_model("llama", seed=5, num_layers=4)
+    model.model.layers[1].self_attn.o_proj.weight.mul_(1e-3)
+    model.model.layers[1].mlp.down_proj.weight.mul_(1e-3)
+    args = one_target(save_tiny(tmp_path / "family", model))
+    rows, draft, file = tmp_path / "rows.jsonl", tmp_path / "draft", write_file(args)
+    options = ["--prompts", prompts, "--number", 24, "--max-tokens", 40, "--max-context", 128]
+    result = run("data", "answers", rows, "-f", file, *options)
+    assert result.exit_code == 0, result.output
+    options = ["--rows", rows, "--exits", 3, "--keep-layers", 3, "--epochs", 1, "--mlp-size", 16]
+    result = run("train", draft, "-f", file, *options)
+    assert result.exit_code == 0, result.output
+    assert "the base's layers 0, 2, 3" in result.output
+    assert json.loads((draft / "draft.json").read_text())["layers"] == [0, 2, 3]
+    file = write_file(args | {"draft": args["draft"] | {"trained": str(draft)}})
+    result = run("generate", "the thing", "-f", file, "--max-tokens", 20)
+    assert result.exit_code == 0, result.output
+    counts = re.search(r"accepted\s+(\d+) of (\d+) drafted", result.stderr)
+    assert counts is not None
+    assert int(counts[1]) > 0
+
+
 Words = Callable[[Path, Path], list[object]]
 
 
@@ -166,6 +192,10 @@ Words = Callable[[Path, Path], list[object]]
         (["train", "x", "--rows", "none.jsonl", "--exits", "2,4"], "none.jsonl"),
         (["train", "x", "--rows", "none.jsonl", "--exits", "two"], "commas"),
         (["train", "x", "--rows", "r", "--exits", "2", "--method", "magic"], "heads, lora, full"),
+        (
+            ["train", "x", "--rows", "r", "--exits", "2", "--layers", "0,1", "--keep-layers", "3"],
+            "give one of the two",
+        ),
         (["data", "answers", "x", "--prompts", "nowhere"], "general, code"),
         (["data", "answers", "x", "-t", "nobody"], "nobody"),
         (["data", "text", "x", "nothing.txt"], "nothing.txt"),

@@ -25,7 +25,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def rows(folder: Path) -> list[Row]:
-    """An answer to each prompt, with the three likeliest ids at each position."""
+    return own_answers(folder)
+
+
+def own_answers(folder: Path) -> list[Row]:
+    """A model's answer to each prompt, with the three likeliest ids at each position."""
     config = TargetConfig(
         source=str(folder), dtype="float32", num_threads=1, max_context=96, max_sequences=12
     )

@@ -161,6 +161,8 @@ def test_a_folder_of_another_run_is_not_mixed_up(
         ({"exit_layers": (1, 9)}, "keeps 4 layers"),
         ({"exit_layers": (4,)}, "nothing to train"),
         ({"layers": (0, 7)}, "layers 0 to 3"),
+        ({"layers": 4, "exit_layers": (1, 2)}, "--keep-layers 4: .* at most 3: .* 4 layers"),
+        ({"layers": 1, "exit_layers": (1, 2)}, "--keep-layers 1: .* deepest exit, 2,"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
