@@ -4,9 +4,12 @@ Source: the tuned lens's affine maps (Belrose et al., arXiv:2303.08112), fitted 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from s2d_serve.engine.heads import Translator
@@ -16,6 +19,8 @@ from s2d_serve.training.student import Student
 from s2d_serve.training.trunk_states import exit_states, final_states
 
 ROWS_AT_ONCE = 8
+NUM_JUDGED = 2048
+"""Tokens by which a map is judged."""
 
 
 def last_states(
@@ -40,7 +45,10 @@ def last_states(
 
 @torch.no_grad()
 def start(student: Student, model: PreTrainedModel, rows: Sequence[Row], wanted: Tensor) -> None:
-    """Set the student's maps.
+    """Set the student's maps, where that makes an exit agree more often with the base.
+
+    Few layers from the end it does not: SmolLM2 without ten of its layers agrees 0.55 of the time
+    as it is, and 0.46 by the map.
 
     Args:
         model: cut down to the draft's layers, as it is before any step.
@@ -55,9 +63,18 @@ def start(student: Student, model: PreTrainedModel, rows: Sequence[Row], wanted:
         done, num_tokens = done + len(batch), num_tokens + len(states[0])
     for translator, own in zip(student.translators, zip(*parts, strict=True), strict=True):
         assert isinstance(translator, Translator)
-        weight, bias = ridge(torch.cat(own)[: len(wanted)], wanted)
-        translator.map.weight.copy_(weight)
-        translator.map.bias.copy_(bias)
+        inputs = torch.cat(own)[: len(wanted)]
+        weight, bias = ridge(inputs, wanted)
+        agrees = partial(_num_agreeing, cast(Tensor, student.head), translator.norm, wanted)
+        if agrees(_normed(linear(inputs[:NUM_JUDGED], weight, bias))) > agrees(inputs):
+            translator.map.weight.copy_(weight)
+            translator.map.bias.copy_(bias)
+
+
+def _num_agreeing(head: Tensor, norm: Tensor, wanted: Tensor, states: Tensor) -> int:
+    """Of the first tokens, how many have the base's likeliest token; all states normed."""
+    likeliest = (linear(s[:NUM_JUDGED] * norm, head).argmax(-1) for s in (states, wanted))
+    return int(torch.eq(*likeliest).sum())  # sync
 
 
 def _normed(states: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from s2d_serve.config import ModelConfig
 from s2d_serve.engine.checkpoint import Checkpoint, load_checkpoint
+from s2d_serve.engine.heads import Translator
 from s2d_serve.training import layer_search, trunk_states
 from s2d_serve.training.card import Origin, write_card
 from s2d_serve.training.layer_search import DropsFile, LayerDrops, RemainingLayers, Sample, search
@@ -245,3 +246,16 @@ def test_the_card_says_which_layers_were_kept(train: Train, tmp_path: Path) -> N
     assert "layers 0, 2, 3, 5." in card
     assert f"{trainer.drops.base_loss:.3f} with all layers" in card
     assert f"{trainer.drops.losses[-1]:.3f} with these" in card
+
+
+def test_an_exit_that_agrees_as_it_is_starts_as_it_is(
+    six: Checkpoint, texts: list[Row], tmp_path: Path
+) -> None:
+    kept = tuple(i for i in range(NUM_LAYERS) if i not in HARMLESS)
+    settings = TrainingSettings((1, len(kept)), kept, mlp_size=8, ridge_tokens=512)
+    trainer = Trainer(six, texts, settings, tmp_path, lambda what, done, total: None)
+    translators = [cast(Translator, t) for t in trainer.student.translators]
+    first, last = (translator.map.weight for translator in translators)
+    untouched = torch.eye(len(first))
+    assert not torch.equal(first, untouched), "ridge regression helps"
+    assert torch.equal(last, untouched)
