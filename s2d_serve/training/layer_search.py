@@ -1,7 +1,19 @@
 """Which layers of its base a draft keeps: the one that is missed least is dropped, time and again.
 
 Source: SLEB (Song et al., arXiv:2402.09025), which judges layers by perplexity; here it is the loss
-that the draft is trained with.
+that the draft is trained with, after the base's own norm and head.
+
+It does not always pay. SmolLM2-135M, 30 layers, held-out acceptance, found / the first ones:
+
+    kept   own norm and head   closed-form start
+    12     0.21 / 0.09         0.23 / 0.29
+    16     0.36 / 0.13         0.34 / 0.31
+    20     0.55 / 0.22         0.46 / 0.46
+    24     0.69 / 0.42         0.62 / 0.72
+
+The linear map makes up for layers missing at the end, not for gaps; after an epoch of `heads`
+at 12 layers it is 0.27 / 0.33. From 16 kept on, found layers start without the map (see
+`closed_form`).
 """
 
 import json
@@ -24,7 +36,9 @@ from s2d_serve.training.trunk_states import laid_out, layer_states, next_rows
 
 FILE = "layers.json"
 NUM_TOKENS = 1024
-"""Learned tokens by which layers are judged."""
+"""Learned tokens by which layers are judged; a search's time grows with them (30 layers of
+SmolLM2-135M down to 12: about 19 minutes of one core).
+"""
 
 
 @dataclass(frozen=True, slots=True)
