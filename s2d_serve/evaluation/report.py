@@ -59,7 +59,7 @@ def _cell(result: Result) -> str:
 def _bars(results: Results, path: Path) -> None:
     categories = sorted(results, key=lambda c: c == OVERALL)
     arms = list(next(iter(results.values())))
-    figure = Figure(figsize=(2.5 + 1.4 * len(categories), 4), layout="constrained")
+    figure = Figure(figsize=(4 + 1.4 * len(categories), 4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(arms)
     for i, arm in enumerate(arms):
@@ -68,7 +68,7 @@ def _bars(results: Results, path: Path) -> None:
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(ylabel="speedup over target-only")
     axes.set_xticks(range(len(categories)), categories, rotation=20)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)
 
 
