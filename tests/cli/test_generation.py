@@ -67,7 +67,7 @@ def test_command_streams_text_and_reports(file: Path, run: Run) -> None:
     counts = re.search(r"accepted\s+(\d+) of (\d+) drafted", with_draft.stderr)
     assert counts is not None
     assert 0 < int(counts[1]) <= int(counts[2])
-    for text in ("30 out; cut at the limit", "tokens/s", "(MAT)", "at layer 2", "seed"):
+    for text in ("30 out; cut at the limit", "tokens/s", "(MAT)", "exit 2: ", "seed"):
         assert text in with_draft.stderr
     assert re.search(r"speculation\s+off", alone.stderr)
 
