@@ -26,7 +26,6 @@ from s2d_serve.engine.drafter import Drafter
 from s2d_serve.engine.sources import resolve
 from s2d_serve.engine.step import ReferenceLoop
 from s2d_serve.engine.target import TargetModel
-from s2d_serve.engine.trained import load_trained
 from s2d_serve.errors import ConfigError
 from s2d_serve.evaluation.arms import TARGET_ONLY, Arm, EngineArm, HttpArm, Task, TransformersArm
 from s2d_serve.evaluation.measurement import Measurement
@@ -187,11 +186,12 @@ def _last_exit(
     folder: Path, draft: DraftConfig, settings: SpeculationConfig, target: TargetModel
 ) -> dict[str, Arm]:
     """Another draft from the same checkpoint, its deepest exit alone."""
-    exits = load_trained(folder).shape.exit_layers
-    arm = f"{folder.name}: {exit_name(exits[-1])}"
     with NOTES.status(f"loading {folder}"):
-        drafter, _ = load_drafter(draft, {arm: one_exit(settings, exits, exits[-1])})
-    return {arm: EngineArm(ReferenceLoop(target, drafter, arm))}
+        other = load_drafter(draft, {})[0].draft
+    exits = other.exit_layers
+    arm = f"{folder.name}: {exit_name(exits[-1])}"
+    pairing = pair(arm, one_exit(settings, exits, exits[-1]), exits, draft.thresholds)
+    return {arm: EngineArm(ReferenceLoop(target, Drafter(other, {arm: pairing}), arm))}
 
 
 def _transformers_arms(settings: TargetConfig, draft: DraftConfig) -> dict[str, Arm]:

@@ -10,12 +10,12 @@ Source: S2D, arXiv:2407.01955.
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from s2d_serve.engine.cache import Row
+from s2d_serve.engine.draft_sequence import DraftSequence
 from s2d_serve.engine.heads import ExitHeads, confidences
 from s2d_serve.engine.messages import Proposal, SequenceStart
 from s2d_serve.engine.trunk import Trunk
@@ -25,52 +25,6 @@ from s2d_serve.speculation.sampling import sample
 
 MAX_UNREAD_TOKENS = 16
 """A sequence with more unread tokens is prefilled in idle time before it gets proposals again."""
-
-
-@dataclass(slots=True)
-class DraftSequence:
-    """A sequence that holds a draft slot.
-
-    Segment s has cached the first `filled[s]` tokens, never more than the segment before it;
-    `parked[s]` are segment s's outputs ([n, hidden]) for the positions from `filled[s + 1]` to
-    `filled[s]`, which the next segment has not read.
-    """
-
-    start: SequenceStart
-    policy: ExitPolicy
-    slot: int
-    token_ids: list[int]
-    """Prompt, committed output, and what was drafted since."""
-    num_committed: int
-    counts: TokenCounts
-    filled: list[int]
-    parked: list[Tensor]
-    exits: list[int] = field(default_factory=list)
-    """Exit layer of each drafted token."""
-    is_sure: bool = True
-    """The last drafted token was confident enough for another one to follow."""
-
-    @property
-    def num_missing(self) -> int:
-        """Tokens that not even the first segment has read."""
-        return len(self.token_ids) - self.filled[0]
-
-    def truncate(self, length: int, max_filled: int) -> None:
-        """Forget everything after the first `length` tokens, and what the segments cached after
-        the first `max_filled`.
-        """
-        self.counts.remove(self.token_ids[max(length, self.start.num_prompt_tokens) :])
-        del self.token_ids[length:]
-        lengths = [min(filled, length, max_filled) for filled in self.filled]
-        for s, parked in enumerate(self.parked):
-            first = self.filled[s + 1]
-            self.parked[s] = parked[lengths[s + 1] - first : lengths[s] - first]
-        self.filled = lengths
-
-    def extend(self, token_ids: Sequence[int]) -> None:
-        """Append output tokens."""
-        self.token_ids += token_ids
-        self.counts.add(token_ids)
 
 
 class SortedDraft:
@@ -213,10 +167,8 @@ class SortedDraft:
 
     def _room(self, sequence: DraftSequence) -> int:
         """Tokens that can be drafted: the rest of the output but the last, or of the slot."""
-        start = sequence.start
-        num_output = sequence.num_committed - start.num_prompt_tokens
         return min(
-            start.max_tokens - num_output - 1,
+            sequence.start.num_left(sequence.num_committed) - 1,
             self.trunk.cache.capacity - sequence.num_committed,
         )
 

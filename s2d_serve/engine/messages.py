@@ -29,6 +29,10 @@ class SequenceStart:
     num_logprobs: int | None = None
     """Alternatives reported per token; None: no log-probabilities at all."""
 
+    def num_left(self, length: int) -> int:
+        """Output tokens that may still come once prompt and output have this length."""
+        return self.max_tokens - (length - self.num_prompt_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:

@@ -42,7 +42,7 @@ class TargetSequence:
     @property
     def num_remaining(self) -> int:
         """Output tokens still allowed."""
-        return self.start.max_tokens - self.num_output_tokens
+        return self.start.num_left(len(self.token_ids))
 
 
 class TargetModel:

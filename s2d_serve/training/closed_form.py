@@ -4,7 +4,6 @@ Source: the tuned lens's affine maps (Belrose et al., arXiv:2303.08112), fitted 
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import cast
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from s2d_serve.engine.heads import Translator
-from s2d_serve.training.objective import ridge
+from s2d_serve.training.objective import num_agreeing, ridge
 from s2d_serve.training.rows import Row
 from s2d_serve.training.student import Student
 from s2d_serve.training.trunk_states import exit_states, final_states
@@ -61,20 +60,20 @@ def start(student: Student, model: PreTrainedModel, rows: Sequence[Row], wanted:
         states = exit_states(model.model, student.exit_layers, batch, wanted.device)
         parts.append([_normed(part.float()) for part in states])
         done, num_tokens = done + len(batch), num_tokens + len(states[0])
+    head, norm = cast(Tensor, student.head), model.model.norm.weight
+    likeliest = linear(wanted[:NUM_JUDGED] * norm, head).argmax(-1)
     for translator, own in zip(student.translators, zip(*parts, strict=True), strict=True):
         assert isinstance(translator, Translator)
         inputs = torch.cat(own)[: len(wanted)]
         weight, bias = ridge(inputs, wanted)
-        agrees = partial(_num_agreeing, cast(Tensor, student.head), translator.norm, wanted)
-        if agrees(_normed(linear(inputs[:NUM_JUDGED], weight, bias))) > agrees(inputs):
+        as_it_is = inputs[:NUM_JUDGED]
+        mapped = _normed(linear(as_it_is, weight, bias))
+        before, after = (
+            num_agreeing(linear(states * norm, head), likeliest) for states in (as_it_is, mapped)
+        )
+        if after > before:  # sync
             translator.map.weight.copy_(weight)
             translator.map.bias.copy_(bias)
-
-
-def _num_agreeing(head: Tensor, norm: Tensor, wanted: Tensor, states: Tensor) -> int:
-    """Of the first tokens, how many have the base's likeliest token; all states normed."""
-    likeliest = (linear(s[:NUM_JUDGED] * norm, head).argmax(-1) for s in (states, wanted))
-    return int(torch.eq(*likeliest).sum())  # sync
 
 
 def _normed(states: Tensor) -> Tensor:

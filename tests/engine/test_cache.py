@@ -10,19 +10,12 @@ from torch import Tensor, nn
 
 from s2d_serve.engine.cache import RaggedBatch, Row, SlotCache, ragged_attention
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM_SLOTS, CAPACITY, HEAD_SIZE = 5, 14, 8
 BLOCK = 4
 
 bounded = settings(deadline=None, derandomize=True, max_examples=60)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads cost tiny tensors more than they save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True, scope="module")

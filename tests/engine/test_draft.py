@@ -1,7 +1,7 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from s2d_serve.engine.cache import Row
-from s2d_serve.engine.draft import MAX_UNREAD_TOKENS, DraftSequence, SortedDraft
+from s2d_serve.engine.draft import MAX_UNREAD_TOKENS, SortedDraft
+from s2d_serve.engine.draft_sequence import DraftSequence
 from s2d_serve.engine.messages import Proposal, SequenceStart
 from s2d_serve.engine.trunk import Trunk
 from s2d_serve.speculation.exits import ExitPolicy
 from s2d_serve.speculation.params import SamplingParams, TokenCounts
 from s2d_serve.speculation.sampling import sample
 from tests.engine.tiny import VOCAB_SIZE, Family, Shape, tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 EXITS = (1, 3, 4)
 SHAPE = Shape(num_layers=4, hidden=32)
@@ -36,15 +39,6 @@ NEVER, ALWAYS = 1.5, 0.0
 """Thresholds."""
 WHOLE = ExitPolicy((NEVER, NEVER))
 """Every token from the whole draft."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads cost tiny tensors more than they save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

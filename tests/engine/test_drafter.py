@@ -1,9 +1,8 @@
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-import torch
 
 from s2d_serve.engine.draft import SortedDraft
 from s2d_serve.engine.drafter import Drafter, Pairing
@@ -15,17 +14,10 @@ from s2d_serve.speculation.lookup import LookupEstimate
 from s2d_serve.speculation.params import SamplingParams
 from tests.engine.tiny import VOCAB_SIZE, tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CAPACITY = 40
 SHALLOW, DEEP = ExitPolicy(()), ExitPolicy((1.5,))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads cost tiny tensors more than they save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def new_pairing(exits: ExitPolicy = DEEP, max_draft_tokens: int = 4) -> Pairing:

@@ -1,6 +1,6 @@
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -21,6 +21,8 @@ from s2d_serve.speculation.params import SamplingParams
 from s2d_serve.speculation.sampling import sample
 from s2d_serve.speculation.statistics import SpeculationStatistics
 from tests.engine.tiny import VOCAB_SIZE, Family, Shape, nested_model, tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "mistral")
 EXITS = (1, 2, 4)
@@ -50,15 +52,6 @@ PARAMS: dict[str, SamplingParams] = {
     "filters": SamplingParams(temperature=1.3, top_k=30, min_p=0.02, seed=2**70 + 1),
 }
 NUM_LOGPROBS = {"bias": 0, "filters": 3}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads cost tiny tensors more than they save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def new_prompt(length: int, seed: int) -> tuple[int, ...]:

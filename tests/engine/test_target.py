@@ -1,6 +1,6 @@
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -17,6 +17,8 @@ from s2d_serve.engine.trunk import Trunk
 from s2d_serve.speculation.params import SamplingParams, TokenCounts
 from s2d_serve.speculation.sampling import sample
 from tests.engine.tiny import VOCAB_SIZE, Family, Shape, tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "mistral")
 CAPACITY = 96
@@ -40,15 +42,6 @@ bounded = settings(deadline=None, derandomize=True, max_examples=40)
 
 Propose = Callable[[str, Sequence[int]], Proposal]
 """From a sequence's id and its tokens so far to its next proposal."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads cost tiny tensors more than they save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def new_target(

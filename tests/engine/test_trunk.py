@@ -12,19 +12,12 @@ from s2d_serve.engine.cache import Row
 from s2d_serve.engine.trunk import Trunk
 from tests.engine.tiny import VOCAB_SIZE, Family, Shape, tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "mistral")
 NUM_SLOTS, CAPACITY = 4, 40
 NUM_HEADS: tuple[tuple[int, int], ...] = ((4, 4), (4, 2), (4, 1))
 """(query, key-value) heads: every token its own, shared by two, shared by all."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads cost tiny tensors more than they save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

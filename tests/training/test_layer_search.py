@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,17 +21,11 @@ from s2d_serve.training.trainer import Trainer
 from tests.engine.tiny import save_tiny, tiny_model
 from tests.training.conftest import own_answers
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM_LAYERS = 6
 HARMLESS = {1, 4}
 TEACHER_WEIGHT = 0.5
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

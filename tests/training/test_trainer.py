@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from s2d_serve.training.trainer import Trainer
 from s2d_serve.training.trunk_states import exit_states
 from tests.engine.tiny import VOCAB_SIZE, save_tiny, tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Load = Callable[[], Checkpoint]
 
 SETTINGS = TrainingSettings(
@@ -31,14 +33,6 @@ SETTINGS = TrainingSettings(
     ridge_tokens=1024,
     holdout=0.2,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trainer(
