@@ -1,4 +1,4 @@
-"""What the sorted draft holds of one sequence: its tokens, and how far each segment has read them."""
+"""One sequence as the sorted draft holds it: its tokens, and how far each segment read them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
