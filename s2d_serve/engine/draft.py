@@ -9,7 +9,7 @@ Source: S2D, arXiv:2407.01955.
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -110,29 +110,31 @@ class SortedDraft:
         sequence = self.sequences.get(sequence_id)
         return sequence is not None and 0 < sequence.num_missing <= MAX_UNREAD_TOKENS
 
+    def num_lagging(self, sequence_id: str) -> int:
+        """Tokens that must be read before a proposal; 0 if it is ready, or not open."""
+        sequence = self.sequences.get(sequence_id)
+        if sequence is None or self.is_ready(sequence_id):
+            return 0
+        return max(sequence.num_missing - 1, 0)
+
     def gave_up(self, sequence_id: str) -> bool:
         """Whether the sequence's last proposal ended because its exit was too unsure."""
         sequence = self.sequences.get(sequence_id)
         return sequence is not None and not sequence.is_sure
 
     @torch.inference_mode()
-    def prefill(self, unwanted: Collection[str] = ()) -> bool:
-        """Read a chunk of a sequence that lags behind, in all its segments; False if none does.
+    def prefill(self, sequence_id: str) -> int:
+        """Read a chunk of a sequence that lags behind, in all its segments: the tokens read.
 
         The last token is left for the draft to go on from.
-
-        Args:
-            unwanted: sequences that need no draft now.
         """
-        for sequence_id, sequence in self.sequences.items():
-            if sequence_id in unwanted:
-                continue
-            if sequence.num_missing and not self.is_ready(sequence_id):
-                chunk = min(self.prefill_chunk, sequence.num_missing - 1)
-                for segment in range(len(sequence.filled)):
-                    self._run_segment(segment, [sequence], chunk)
-                return True
-        return False
+        if not (num_unread := self.num_lagging(sequence_id)):
+            return 0
+        sequence = self.sequences[sequence_id]
+        chunk = min(self.prefill_chunk, num_unread)
+        for segment in range(len(sequence.filled)):
+            self._run_segment(segment, [sequence], chunk)
+        return chunk
 
     @torch.inference_mode()
     def propose(
@@ -145,7 +147,7 @@ class SortedDraft:
 
         Args:
             lengths: draft tokens wanted, by sequence; those not ready get an empty proposal.
-            step_costs: (rows, seconds) of each draft step is appended.
+            step_costs: (tokens read, seconds) of each draft step is appended.
         """
         ready = {i: self.sequences[i] for i in lengths if self.is_ready(i)}
         limits = {
@@ -153,9 +155,10 @@ class SortedDraft:
         }
         while active := [s for s in ready.values() if _goes_on(s, limits[id(s)])]:
             started = time.perf_counter()
+            num_read = sum(sequence.num_missing for sequence in active)
             for sequence, exit_index in self._step(active):
                 sequence.exits.append(self.exit_layers[exit_index])
-            step_costs.append((len(active), time.perf_counter() - started))
+            step_costs.append((num_read, time.perf_counter() - started))
         return {
             i: Proposal(
                 sequence.num_committed,

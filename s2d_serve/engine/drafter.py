@@ -2,6 +2,7 @@
 outcomes teach.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -34,6 +35,7 @@ class _Record:
     """What is known of a sequence, whether it holds a draft slot or not."""
 
     start: SequenceStart
+    pairing: Pairing
     text: SuffixLookup
     drafted: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
     found: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
@@ -42,11 +44,13 @@ class _Record:
     """Where the text as it stands went the same way before."""
     is_looked_up: bool = False
     """The last proposal was found, not drafted."""
+    is_wanted: bool = False
+    """It pays to read what the draft has not followed."""
 
     @property
-    def is_begun(self) -> bool:
-        """The target has committed a token."""
-        return len(self.text.token_ids) > self.start.num_prompt_tokens
+    def num_output_tokens(self) -> int:
+        """Committed by the target so far."""
+        return len(self.text.token_ids) - self.start.num_prompt_tokens
 
     @property
     def room(self) -> int:
@@ -89,7 +93,9 @@ class Drafter:
             self._declined.add(start.sequence_id)
         record = self._records.get(start.sequence_id)
         if record is None:
-            self._records[start.sequence_id] = _Record(start, SuffixLookup(start.token_ids))
+            self._records[start.sequence_id] = _Record(
+                start, self.pairings[target], SuffixLookup(start.token_ids)
+            )
         elif tuple(record.text.token_ids) != start.token_ids:
             record.start, record.text = start, SuffixLookup(start.token_ids)
 
@@ -109,6 +115,9 @@ class Drafter:
             if record is not None:
                 self._learn_round(pairing, record, outcome)
             if outcome.finish_reason is not None:
+                if record is not None:
+                    num_output = record.num_output_tokens + len(outcome.token_ids)
+                    pairing.lengths.record_end(num_output)
                 self.close(sequence_id)
             elif outcome.token_ids and not (
                 record is not None and record.follow(outcome) and self._commit(sequence_id, outcome)
@@ -130,7 +139,9 @@ class Drafter:
             drafted = dict(zip(ready, chosen, strict=True))
             found_here = self._look_up(request, drafted)
             found |= found_here
-            rests.append(policy.rest_rounds if ready and not any(chosen) and not found_here else 0)
+            lagging = self._weigh_reading(request)
+            is_idle = (ready or lagging) and not (any(chosen) or found_here or any(lagging))
+            rests.append(policy.rest(request.is_probe) if is_idle else 0)
             for sequence_id in drafted.keys() - found_here.keys():
                 lengths[sequence_id] = min(drafted[sequence_id], request.limits[sequence_id])
         costs: list[tuple[int, float]] = []
@@ -151,11 +162,35 @@ class Drafter:
         """Read one chunk of a sequence that lags behind; False if there is nothing to read.
 
         Not of one whose prompt the target has yet to read: on shared cores it would wait for the
-        draft (first token of the 1.5B on 2 cores: 9% later), and not of one that suffix lookup
-        serves.
+        draft (first token of the 1.5B on 2 cores: 9% later), not of one that suffix lookup serves,
+        and not of one that would take longer to read than drafting saves.
         """
-        unwanted = {i for i, r in self._records.items() if r.is_looked_up or not r.is_begun}
-        return self.draft.prefill(unwanted)
+        for sequence_id, record in self._records.items():
+            if record.num_output_tokens and record.is_wanted and not record.is_looked_up:
+                started = time.perf_counter()
+                if num_read := self.draft.prefill(sequence_id):
+                    seconds = time.perf_counter() - started
+                    record.pairing.lengths.record_read(num_read, seconds)
+                    return True
+        return False
+
+    def _weigh_reading(self, request: DraftRequest) -> list[bool]:
+        """Decide which of the sequences that lag behind are worth reading: for each of them,
+        whether it may be ready soon.
+        """
+        policy = self.pairings[request.target].lengths
+        hopes = []
+        for sequence_id in request.limits:
+            num_unread = self.draft.num_lagging(sequence_id)
+            if not num_unread:
+                continue
+            record = self._records[sequence_id]
+            num_made = record.num_output_tokens
+            record.is_wanted = policy.pays_to_read(
+                record.drafted, num_unread, num_made, record.room + 1, request.is_probe
+            )
+            hopes.append(record.is_wanted or not num_made)
+        return hopes
 
     def _commit(self, sequence_id: str, outcome: Outcome) -> bool:
         return sequence_id in self._declined or self.draft.commit(

@@ -22,6 +22,8 @@ class ReferenceLoop:
     max_draft_tokens: int = 32
     _rest_rounds: int = field(default=0, init=False)
     _is_probe: bool = field(default=False, init=False)
+    _has_new: bool = field(default=False, init=False)
+    """The draft was not asked yet about one of the sequences: a rest does not hold for it."""
 
     def generate(self, starts: Sequence[SequenceStart]) -> Iterator[tuple[str, Outcome]]:
         """Serve these sequences until all have ended: (sequence id, outcome) as they come."""
@@ -29,6 +31,7 @@ class ReferenceLoop:
             self.target.open(start)
             if self.drafter is not None:
                 self.drafter.open(start, self.target_name)
+        self._has_new = True
         live = [start.sequence_id for start in starts]
         try:
             while live:
@@ -53,14 +56,18 @@ class ReferenceLoop:
     def _propose(self, sequence_ids: Sequence[str]) -> Draft:
         if self.drafter is None:
             return Draft({})
-        if self._rest_rounds > 0:
+        is_resting = self._rest_rounds > 0
+        if is_resting:
             self._rest_rounds -= 1
             self._is_probe = self._rest_rounds == 0
-            return Draft({})
+            if not self._has_new:
+                return Draft({})
         self.drafter.prefill()
         limits = dict.fromkeys(sequence_ids, self.max_draft_tokens)
-        request = DraftRequest(self.target_name, limits, self._is_probe)
+        request = DraftRequest(self.target_name, limits, self._is_probe and not is_resting)
         (draft,) = self.drafter.propose([request])
-        self._rest_rounds = draft.rest_rounds
+        self._has_new = self._has_new and not (draft.proposals or draft.rest_rounds)
+        if draft.proposals or not is_resting:
+            self._rest_rounds = draft.rest_rounds
         self._is_probe = self._is_probe and not draft.proposals
         return draft

@@ -49,6 +49,10 @@ class LiveSequence:
     """A call was submitted that opens this epoch at the target."""
     is_drafted: bool = False
     """The draft was told of the sequence and of all that came since."""
+    is_weighed: bool = False
+    """The draft has proposed for it, or said that it would rather rest: a rest that others caused
+    does not hold for a sequence it has not weighed.
+    """
 
     def start(self) -> SequenceStart:
         """How to open it as it stands."""
@@ -114,7 +118,7 @@ class Lane:
 
     def add(self, sequence: LiveSequence) -> None:
         """Serve this sequence from the next round on."""
-        sequence.is_drafted = False
+        sequence.is_drafted = sequence.is_weighed = False
         self._sequences[sequence.sequence_id] = sequence
         self._changed.set()
 
@@ -141,9 +145,15 @@ class Lane:
         return (
             self._ends.draft is not None
             and not self._draft_is_lost
-            and self._rest_rounds <= 0
-            and any(sequence.max_draft_tokens for sequence in self._sequences.values())
+            and any(
+                sequence.max_draft_tokens and not (self._is_resting and sequence.is_weighed)
+                for sequence in self._sequences.values()
+            )
         )
+
+    @property
+    def _is_resting(self) -> bool:
+        return self._rest_rounds > 0
 
     def close(self) -> None:
         """Stop running rounds."""
@@ -206,7 +216,7 @@ class Lane:
             DraftRequest(
                 self._ends.target_name,
                 {sequence.sequence_id: sequence.max_draft_tokens for sequence in wanted},
-                self._is_probe,
+                self._is_probe and not self._is_resting,
                 tuple(self._verify_costs),
             ),
         )
@@ -237,9 +247,18 @@ class Lane:
             self._verify_costs.extend((r.num_tokens, r.seconds) for r in reply.results)
             self._is_probe = True
         elif reply.rest_rounds:
-            self._rest_rounds = reply.rest_rounds
+            self._rest_rounds = self._rest_rounds if self._is_resting else reply.rest_rounds
+            self._weigh(reply)
         elif any(o.exits for result in reply.results for o in result.outcomes.values()):
+            self._rest_rounds = 0
             self._is_probe = False
+            self._weigh(reply)
+
+    def _weigh(self, reply: VerifyReply) -> None:
+        """Note that the draft had its say about the sequences of a round."""
+        for result in reply.results:
+            for sequence_id in result.outcomes.keys() & self._sequences.keys():
+                self._sequences[sequence_id].is_weighed = True
 
     def _take(self, sequence: LiveSequence, outcome: Outcome) -> None:
         if outcome.base_length != len(sequence.token_ids):

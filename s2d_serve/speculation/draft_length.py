@@ -15,11 +15,23 @@ PRIOR_ACCEPTANCE = 0.7
 PRIOR_WEIGHT = 2.0
 DECAY = 0.95
 """A round's weight after n more rounds is `DECAY`^n: about the last 20 rounds count."""
+TARGET_DECAY = 0.98
+"""The same for a target's record over all its sequences: about the last 50 rounds, so that one
+long sequence does not stand for all the next ones.
+"""
 SEQUENCE_PRIOR_WEIGHT = 8.0
 """Rounds that the target's own record is worth beside a sequence's."""
 COST_WEIGHT = 0.2
 """Weight of a new measurement in a running cost."""
+DRIFT_SHARE = 0.5
+"""How far, of one, the other sizes of a cost curve follow the one that was measured."""
 PROBE_TOKENS = 2
+PROBE_SHARE = 0.02
+"""Of a sequence's time left, what reading it for a probe may cost."""
+READ_FADING = 0.9
+"""What is left of the cost of reading after a probe that it forbade: else one bad measurement
+could never be put right.
+"""
 MIN_REST_ROUNDS = 8
 MAX_REST_ROUNDS = 256
 
@@ -37,6 +49,7 @@ class AcceptanceEstimate:
 
     tried: list[float] = field(default_factory=list)
     accepted: list[float] = field(default_factory=list)
+    decay: float = DECAY
 
     def record(self, num_drafted: int, num_accepted: int, gave_up: bool = False) -> None:
         """One round: the positions after the first rejection say nothing, and what they said
@@ -45,8 +58,8 @@ class AcceptanceEstimate:
         `gave_up`: the draft was too unsure to go on; the position where it stopped gave nothing.
         """
         num_tried = min(num_drafted + gave_up, num_accepted + 1)
-        _count(self.tried, num_tried, num_tried)
-        _count(self.accepted, num_accepted, num_tried)
+        _count(self.tried, num_tried, num_tried, self.decay)
+        _count(self.accepted, num_accepted, num_tried, self.decay)
 
     def probability(self, position: int, prior: float, prior_weight: float) -> float:
         """Estimate for one position; positions without a record stand on the prior alone."""
@@ -98,10 +111,10 @@ class StepEstimate:
         return steps
 
 
-def _count(counts: list[float], num_hits: int, size: int) -> None:
+def _count(counts: list[float], num_hits: int, size: int, decay: float = DECAY) -> None:
     """Let all counts fade and add one to the first `num_hits`."""
     counts.extend([0.0] * (size - len(counts)))
-    counts[:] = [c * DECAY + (i < num_hits) for i, c in enumerate(counts)]
+    counts[:] = [c * decay + (i < num_hits) for i, c in enumerate(counts)]
 
 
 @dataclass(slots=True)
@@ -113,11 +126,19 @@ class CostCurve:
     seconds: dict[int, float] = field(default_factory=dict)
 
     def record(self, num_tokens: int, seconds: float) -> None:
-        """Add a measurement to the running mean at this size."""
+        """Add a measurement to the running mean at this size.
+
+        The other sizes follow halfway: what makes one slower (a longer context, a busy machine)
+        makes all slower.
+        """
         known = self.seconds.get(num_tokens)
-        self.seconds[num_tokens] = (
-            seconds if known is None else known + COST_WEIGHT * (seconds - known)
-        )
+        if known is None:
+            self.seconds[num_tokens] = seconds
+            return
+        new = known + COST_WEIGHT * (seconds - known)
+        drift = (new / known) ** DRIFT_SHARE
+        self.seconds = {size: cost * drift for size, cost in self.seconds.items()}
+        self.seconds[num_tokens] = new
 
     def __call__(self, num_tokens: int) -> float:
         """Estimate for a size; NaN as long as nothing was measured.
@@ -147,12 +168,18 @@ class DraftLengthPolicy:
 
     max_draft_tokens: int
     adaptive: bool = True
-    acceptance: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
+    acceptance: AcceptanceEstimate = field(
+        default_factory=lambda: AcceptanceEstimate(decay=TARGET_DECAY)
+    )
     steps: StepEstimate = field(default_factory=StepEstimate)
     draft_step_s: CostCurve = field(default_factory=CostCurve)
-    """Cost of one draft step, by rows."""
+    """Cost of one draft step, by the tokens that it reads."""
+    read_token_s: float = math.nan
+    """Cost per token of reading what the draft has not followed."""
     verify_s: CostCurve = field(default_factory=CostCurve)
     """Cost of one target forward, by tokens."""
+    output_tokens: float = math.inf
+    """Running mean of the outputs' lengths; nothing is known before the first one ends."""
     rest_rounds: int = MIN_REST_ROUNDS
     """Rounds to stay away for, should nothing pay now."""
     promising: bool = False
@@ -186,6 +213,60 @@ class DraftLengthPolicy:
             if probe or promising:
                 best_length = num_probe
         return [best_length] * len(sequences)
+
+    def rest(self, probe: bool) -> int:
+        """Rounds to stay away for, as nothing was proposed; ever more, where not even a probe
+        pays.
+        """
+        if probe:
+            self.rest_rounds = min(2 * self.rest_rounds, MAX_REST_ROUNDS)
+        return self.rest_rounds
+
+    def pays_to_read(
+        self,
+        sequence: AcceptanceEstimate,
+        num_unread: int,
+        num_made: int,
+        num_left: int,
+        probe: bool = False,
+    ) -> bool:
+        """Whether drafting for a sequence will save more than reading it costs.
+
+        Args:
+            num_unread: tokens that the draft must read first.
+            num_made, num_left: output tokens so far, and allowed still.
+            probe: read it also if that costs next to nothing.
+        """
+        if not self.adaptive or math.isnan(self.read_token_s):
+            return True
+        reached = self._reach(sequence)
+        rates = [
+            self._tokens_per_second([(reached[:length], True)])
+            for length in range(self.max_draft_tokens + 1)
+        ]
+        if any(math.isnan(rate) for rate in rates):
+            return True
+        saved_s = 1 / rates[0] - 1 / max(rates)
+        if probe:
+            saved_s = max(saved_s, PROBE_SHARE / rates[0])
+        expected = min(num_left, max(self.output_tokens - num_made, num_made))
+        pays = num_unread * self.read_token_s <= saved_s * expected
+        if probe and not pays:
+            self.read_token_s *= READ_FADING
+        return pays
+
+    def record_read(self, num_tokens: int, seconds: float) -> None:
+        """Learn what reading costs."""
+        token_s = seconds / num_tokens
+        if math.isnan(self.read_token_s):
+            self.read_token_s = token_s
+        self.read_token_s += COST_WEIGHT * (token_s - self.read_token_s)
+
+    def record_end(self, num_output_tokens: int) -> None:
+        """Learn how long an output was."""
+        if math.isinf(self.output_tokens):
+            self.output_tokens = num_output_tokens
+        self.output_tokens += COST_WEIGHT * (num_output_tokens - self.output_tokens)
 
     def record(
         self,

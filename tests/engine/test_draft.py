@@ -222,11 +222,14 @@ class AnyInterleaving:
     def prefill(self) -> None:
         before = {i: own.num_missing for i, own in self.draft.sequences.items()}
         lagging = [i for i, missing in before.items() if missing > MAX_UNREAD_TOKENS]
-        assert self.draft.prefill() == bool(lagging)
+        name = (lagging or sorted(self.tokens))[0]
+        is_lagging = bool(lagging)
+        assert self.draft.num_lagging(name) == (before[name] - 1 if is_lagging else 0)
+        assert self.draft.prefill(name) == (9 if is_lagging else 0)
         after = {i: own.num_missing for i, own in self.draft.sequences.items()}
-        if lagging:
-            before[lagging[0]] -= 9
-            assert len(set(self.draft.sequences[lagging[0]].filled)) == 1
+        if is_lagging:
+            before[name] -= 9
+            assert len(set(self.draft.sequences[name].filled)) == 1
             self.seen["chunk"] += 1
         assert after == before
 
@@ -352,7 +355,7 @@ def test_rows_of_one_batch_leave_at_their_own_exits(oracle: Oracle) -> None:
         draft.open(start, policy)
     costs: list[tuple[int, float]] = []
     proposals = draft.propose(dict.fromkeys("abc", 8), costs)
-    assert [rows for rows, _ in costs] == [3] * 8
+    assert [num_read for num_read, _ in costs] == [4 + 5 + 6, *[3] * 7]
     assert all(seconds > 0 for _, seconds in costs)
     mixed = set()
     for i, start in starts.items():
@@ -512,7 +515,7 @@ def test_the_last_token_is_never_drafted(num_left: int) -> None:
 def test_a_proposal_ends_where_the_slot_does(num_free: int) -> None:
     draft = new_draft()
     draft.open(new_start("a", CAPACITY - num_free, max_tokens=40), WHOLE)
-    while draft.prefill():
+    while draft.prefill("a"):
         pass
     if num_free == 0:
         assert propose(draft, {"a": 9})["a"].token_ids == ()
@@ -530,7 +533,7 @@ def test_a_sequence_that_outgrows_its_slot_gives_it_back() -> None:
     assert draft.commit("a", CAPACITY - 2, [1, 2])
     assert not draft.commit("a", CAPACITY, [3])
     assert draft.sequences == {}
-    assert not draft.prefill()
+    assert draft.num_lagging("a") == draft.prefill("a") == 0
     longer = replace(start, epoch=1, token_ids=(*start.token_ids, 1, 2, 3))
     assert not draft.open(longer, WHOLE)
     assert all(draft.open(new_start(i), WHOLE) for i in "bcd"), "all slots are free"
@@ -567,12 +570,13 @@ def test_a_long_prompt_is_read_in_chunks_and_delays_nobody(oracle: Oracle) -> No
     assert draft.sequences["long"].filled == [0, 0, 0]
     num_chunks = 0
     while not draft.is_ready("long"):
-        assert draft.prefill()
+        assert draft.num_lagging("long") == 29 - 8 * num_chunks
+        assert draft.prefill("long") == 8
         num_chunks += 1
         assert draft.sequences["long"].filled == [8 * num_chunks] * 3
         assert_cached_as_by(oracle, draft)
     assert num_chunks == 2  # 14 are left, which a proposal may read itself
-    assert not draft.prefill()
+    assert draft.num_lagging("long") == draft.prefill("long") == 0
     assert propose(draft, {"long": 2})["long"] == oracle.proposal(long, long.token_ids, WHOLE, 2)
 
 
@@ -580,8 +584,8 @@ def test_a_prompt_that_fits_in_one_chunk_is_gone_on_from_at_once(oracle: Oracle)
     draft = new_draft()
     start = new_start("a", 30)
     draft.open(start, WHOLE)
-    assert draft.prefill()
-    assert not draft.prefill()
+    assert draft.prefill("a") == 29
+    assert draft.prefill("a") == 0
     assert propose(draft, {"a": 3})["a"] == oracle.proposal(start, start.token_ids, WHOLE, 3)
 
 

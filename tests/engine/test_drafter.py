@@ -8,7 +8,7 @@ from s2d_serve.engine.draft import SortedDraft
 from s2d_serve.engine.drafter import Drafter, Pairing
 from s2d_serve.engine.messages import DraftRequest, Outcome, Proposal, SequenceStart, StepResult
 from s2d_serve.engine.trunk import Trunk
-from s2d_serve.speculation.draft_length import PROBE_TOKENS, DraftLengthPolicy
+from s2d_serve.speculation.draft_length import MIN_REST_ROUNDS, PROBE_TOKENS, DraftLengthPolicy
 from s2d_serve.speculation.exits import LOOKUP_EXIT, ExitPolicy
 from s2d_serve.speculation.lookup import LookupEstimate
 from s2d_serve.speculation.params import SamplingParams
@@ -78,7 +78,7 @@ def test_targets_share_the_passes_and_keep_their_own_exits() -> None:
     assert {i: p.exits for i, p in small.proposals.items()} == {"a": (2, 2)}
     assert {i: p.exits for i, p in large.proposals.items()} == {"b": (4, 4, 4)}
     for target in ("small", "large"):
-        assert set(pairings[target].lengths.draft_step_s.seconds) == {1, 2}, "rows of a step"
+        assert set(pairings[target].lengths.draft_step_s.seconds) == {10, 2, 1}, "tokens of a step"
     assert pairings["idle"].lengths.draft_step_s.seconds == {}
 
 
@@ -209,6 +209,64 @@ def test_nobody_rests_while_prompts_are_being_read() -> None:
         (draft,) = drafter.propose([DraftRequest("target", {"long": 9}, is_probe=True)])
         assert (draft.proposals, draft.rest_rounds) == ({}, 0)
     assert pairing.lengths.rest_rounds == before
+
+
+def costly_reading(num_left: int = 100) -> Drafter:
+    """A draft that saves about half a second per token, where reading a token costs as much, and
+    a sequence of 30 tokens whose first output token is there.
+    """
+    pairing = Pairing(DEEP, DraftLengthPolicy(4))
+    for num_tokens in (1, 9):
+        pairing.lengths.verify_s.record(num_tokens, 1.0)
+    pairing.lengths.draft_step_s.record(1, 0.1)
+    pairing.lengths.record_read(10, 5.0)
+    drafter = new_drafter({"target": pairing})
+    drafter.open(replace(new_start("long", 30), max_tokens=num_left + 1), "target")
+    drafter.learn("target", StepResult({"long": Outcome(30, (7,))}, 1, 1.0))
+    return drafter
+
+
+def rest_of(drafter: Drafter, probe: bool = False) -> int:
+    (draft,) = drafter.propose([DraftRequest("target", {"long": 9}, probe)])
+    assert draft.proposals == {}
+    return draft.rest_rounds
+
+
+@pytest.mark.parametrize(("num_left", "pays"), [(100, True), (10, False)])
+def test_a_sequence_is_read_where_drafting_saves_more_than_that(num_left: int, pays: bool) -> None:
+    drafter = costly_reading(num_left)
+    assert (rest_of(drafter) == 0) == pays
+    assert drafter.prefill() == pays
+
+
+def test_what_is_too_costly_to_read_is_probed_ever_more_rarely() -> None:
+    drafter = costly_reading(10)
+    rests = [rest_of(drafter, probe=True) for _ in range(3)]
+    assert rests == [2 * MIN_REST_ROUNDS, 4 * MIN_REST_ROUNDS, 8 * MIN_REST_ROUNDS]
+    assert rest_of(drafter) == rests[-1]
+    assert not drafter.prefill()
+
+
+def test_outputs_that_end_early_leave_little_to_save() -> None:
+    drafter = costly_reading(100)
+    assert rest_of(drafter) == 0
+    for i in range(20):
+        short = f"short-{i}"
+        drafter.open(new_start(short), "target")
+        drafter.learn(
+            "target", StepResult({short: Outcome(5, (7, 8), finish_reason="stop")}, 1, 1.0)
+        )
+    assert rest_of(drafter) > 0
+    assert not drafter.prefill()
+
+
+def test_reading_is_timed() -> None:
+    drafter = new_drafter()
+    drafter.open(new_start("long", 30), "target")
+    drafter.learn("target", result(long=Outcome(30, (7,))))
+    ask(drafter, "long")
+    assert drafter.prefill()
+    assert 0 < drafter.pairings["target"].lengths.read_token_s < 1
 
 
 def test_costs_of_passes_without_the_draft_are_learned() -> None:

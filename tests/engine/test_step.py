@@ -532,6 +532,16 @@ def test_a_resting_draft_is_left_alone_and_then_probed() -> None:
     assert ASKED[:3] == [False, True, False]
 
 
+def test_a_rest_does_not_hold_for_a_new_sequence() -> None:
+    ASKED.clear()
+    drafter = new_drafter(new_draft(half_trained("llama")), FIXED[4], Scripted(4))
+    loop = ReferenceLoop(new_target(half_trained("llama")), drafter)
+    for max_tokens, asked in ((2, [False]), (3, [False, False]), (2, [False] * 3)):
+        start = replace(all_starts()[1], max_tokens=max_tokens)
+        assert all(outcome.exits == () for _, outcome in loop.generate([start]))
+        assert asked == ASKED, "once per sequence, the rest goes on"
+
+
 def test_a_loop_that_is_broken_off_leaves_nothing_behind() -> None:
     lengths = DraftLengthPolicy(3, adaptive=False)
     drafter = new_drafter(new_draft(half_trained("llama")), SURE, lengths)

@@ -196,6 +196,48 @@ async def test_a_lying_draft_changes_no_token(bench: Bench, liar: Any, kind: str
     assert was_verified == (kind in ("wrong ids", "too many"))
 
 
+class Sleeper:
+    """A draft that always would rather rest, and remembers about whom it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[set[str], bool]] = []
+
+    async def propose(self, call: DraftCall, refs: list[Any]) -> DraftReply:
+        """Rest for ever."""
+        self.asked.append((set(call.request.limits), call.request.is_probe))
+        return DraftReply(Draft({}, rest_rounds=10_000), (), 0.0)
+
+    async def seen(self) -> list[tuple[set[str], bool]]:
+        """The calls so far: sequences, and whether they were probes."""
+        return self.asked
+
+
+async def test_a_rest_does_not_hold_for_a_sequence_that_the_draft_has_not_weighed(
+    bench: Bench,
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
+    sleeper: Any = ray.remote(Sleeper).remote()
+    ends = LaneEnds("tiny", bench.target, sleeper, decode_steps=4, config=bench.config.router)
+    lane = Lane("lane-sleeper", ends)
+    for number in range(2):
+        sequence = LiveSequence(
+            f"sleeper-{number}", [1, 2, 3], 3, SamplingParams(temperature=0.0), 40, None, 4
+        )
+        lane.add(sequence)
+        finish_reason = None
+        while finish_reason is None:
+            outcome = await asyncio.wait_for(sequence.outcomes.get(), 30)
+            assert isinstance(outcome, Outcome)
+            finish_reason = outcome.finish_reason
+    lane.close()
+    asked = await sleeper.seen.remote()
+    ray.kill(sleeper)
+    assert not any(is_probe for _, is_probe in asked)
+    for number in range(2):
+        num_calls = sum(ids == {f"sleeper-{number}"} for ids, _ in asked)
+        assert 1 <= num_calls <= 2, "rounds are submitted two at a time"
+
+
 async def test_a_repeated_call_gets_the_same_reply(bench: Bench) -> None:
     """Rounds are idempotent: a call whose reply was lost can be sent again."""
     start = starts()[0]

@@ -10,7 +10,9 @@ from s2d_serve.speculation.draft_length import (
     MAX_REST_ROUNDS,
     MIN_REST_ROUNDS,
     PRIOR_ACCEPTANCE,
+    PROBE_SHARE,
     PROBE_TOKENS,
+    READ_FADING,
     AcceptanceEstimate,
     CostCurve,
     DraftLengthPolicy,
@@ -265,6 +267,43 @@ def test_a_round_of_no_sequences_is_no_probe() -> None:
     assert policy.choose([], probe=True) == []
     assert policy.rest_rounds == MIN_REST_ROUNDS
     assert DraftLengthPolicy(8).choose([]) == []
+
+
+# Reading
+
+
+def test_reading_pays_where_it_saves_more_than_it_costs() -> None:
+    policy = informed(3, [1.0] * 3, 0.5, {1: 1.0, 4: 1.0})
+    saved_s = 1.0 - (1.0 + 3 * 0.5) / 4  # per token
+    sequence = AcceptanceEstimate()
+    assert policy.pays_to_read(sequence, 1000, 0, 1), "unknown cost: find out"
+    policy.record_read(10, 1.0)
+    assert policy.pays_to_read(sequence, 10, 0, math.ceil(1.0 / saved_s))
+    assert not policy.pays_to_read(sequence, 10, 0, math.floor(1.0 / saved_s))
+    fixed = DraftLengthPolicy(3, adaptive=False, read_token_s=9.0)
+    assert fixed.pays_to_read(sequence, 1000, 0, 1)
+
+
+def test_an_output_is_expected_to_be_as_long_as_others_or_twice_what_there_is() -> None:
+    policy = informed(3, [1.0] * 3, 0.5, {1: 1.0, 4: 1.0})
+    policy.record_read(1, 0.3749)  # hardly less than a token saves
+    policy.record_end(20)
+    sequence = AcceptanceEstimate()
+    for num_made, num_left, expected in ((0, 100, 20), (5, 100, 15), (40, 100, 40), (0, 7, 7)):
+        assert policy.pays_to_read(sequence, expected, num_made, num_left)
+        assert not policy.pays_to_read(sequence, expected + 1, num_made, num_left)
+
+
+def test_a_probe_may_cost_a_little_reading_and_doubts_a_cost_that_forbids_it() -> None:
+    hopeless = informed(3, [0.0] * 3, 0.5, {1: 1.0, 4: 1.0})
+    hopeless.record_read(1, 0.1)
+    sequence = AcceptanceEstimate()
+    num_cheap = int(PROBE_SHARE * 1000 / 0.1)
+    assert not hopeless.pays_to_read(sequence, 1, 0, 1000)
+    assert hopeless.pays_to_read(sequence, num_cheap, 0, 1000, probe=True)
+    assert hopeless.read_token_s == 0.1
+    assert not hopeless.pays_to_read(sequence, 2 * num_cheap, 0, 1000, probe=True)
+    assert hopeless.read_token_s == pytest.approx(0.1 * READ_FADING)
 
 
 # Proposals that end early

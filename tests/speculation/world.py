@@ -104,7 +104,7 @@ class World:
             return 0
         lengths = self.policy.choose(self._records, self._is_probe)
         assert len(set(lengths)) == 1
-        self._rest_rounds = 0 if any(lengths) else self.policy.rest_rounds
+        self._rest_rounds = 0 if any(lengths) else self.policy.rest(self._is_probe)
         self._is_probe = self._is_probe and not any(lengths)
         return lengths[0]
 
