@@ -186,7 +186,8 @@ class Drafter:
                 continue
             record = self._records[sequence_id]
             num_made = record.num_output_tokens
-            record.is_wanted = policy.pays_to_read(
+            is_being_probed = request.is_probe and record.is_wanted
+            record.is_wanted = is_being_probed or policy.pays_to_read(
                 record.drafted, num_unread, num_made, record.room + 1, request.is_probe
             )
             hopes.append(record.is_wanted or not num_made)

@@ -15,8 +15,8 @@ PRIOR_ACCEPTANCE = 0.7
 PRIOR_WEIGHT = 2.0
 DECAY = 0.95
 """A round's weight after n more rounds is `DECAY`^n: about the last 20 rounds count."""
-TARGET_DECAY = 0.98
-"""The same for a target's record over all its sequences: about the last 50 rounds, so that one
+TARGET_DECAY = 0.97
+"""The same for a target's record over all its sequences: about the last 30 rounds, so that one
 long sequence does not stand for all the next ones.
 """
 SEQUENCE_PRIOR_WEIGHT = 8.0
@@ -27,11 +27,7 @@ DRIFT_SHARE = 0.5
 """How far, of one, the other sizes of a cost curve follow the one that was measured."""
 PROBE_TOKENS = 2
 PROBE_SHARE = 0.02
-"""Of a sequence's time left, what reading it for a probe may cost."""
-READ_FADING = 0.9
-"""What is left of the cost of reading after a probe that it forbade: else one bad measurement
-could never be put right.
-"""
+"""Of the time of a rest, what reading for the probe after it may cost."""
 MIN_REST_ROUNDS = 8
 MAX_REST_ROUNDS = 256
 
@@ -180,6 +176,8 @@ class DraftLengthPolicy:
     """Cost of one target forward, by tokens."""
     output_tokens: float = math.inf
     """Running mean of the outputs' lengths; nothing is known before the first one ends."""
+    probe_budget_s: float = 0.0
+    """What may be spent on reading for a probe: it grows with every rest."""
     rest_rounds: int = MIN_REST_ROUNDS
     """Rounds to stay away for, should nothing pay now."""
     promising: bool = False
@@ -216,10 +214,12 @@ class DraftLengthPolicy:
 
     def rest(self, probe: bool) -> int:
         """Rounds to stay away for, as nothing was proposed; ever more, where not even a probe
-        pays.
+        was.
         """
         if probe:
             self.rest_rounds = min(2 * self.rest_rounds, MAX_REST_ROUNDS)
+        if self.verify_s.seconds:
+            self.probe_budget_s += PROBE_SHARE * self.rest_rounds * self.verify_s(1)
         return self.rest_rounds
 
     def pays_to_read(
@@ -235,7 +235,7 @@ class DraftLengthPolicy:
         Args:
             num_unread: tokens that the draft must read first.
             num_made, num_left: output tokens so far, and allowed still.
-            probe: read it also if that costs next to nothing.
+            probe: read it also if the budget for that allows it.
         """
         if not self.adaptive or math.isnan(self.read_token_s):
             return True
@@ -247,13 +247,14 @@ class DraftLengthPolicy:
         if any(math.isnan(rate) for rate in rates):
             return True
         saved_s = 1 / rates[0] - 1 / max(rates)
-        if probe:
-            saved_s = max(saved_s, PROBE_SHARE / rates[0])
         expected = min(num_left, max(self.output_tokens - num_made, num_made))
-        pays = num_unread * self.read_token_s <= saved_s * expected
-        if probe and not pays:
-            self.read_token_s *= READ_FADING
-        return pays
+        cost_s = num_unread * self.read_token_s
+        if cost_s <= saved_s * expected:
+            return True
+        if probe and cost_s <= self.probe_budget_s:
+            self.probe_budget_s -= cost_s
+            return True
+        return False
 
     def record_read(self, num_tokens: int, seconds: float) -> None:
         """Learn what reading costs."""

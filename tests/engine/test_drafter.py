@@ -245,6 +245,10 @@ def test_what_is_too_costly_to_read_is_probed_ever_more_rarely() -> None:
     assert rests == [2 * MIN_REST_ROUNDS, 4 * MIN_REST_ROUNDS, 8 * MIN_REST_ROUNDS]
     assert rest_of(drafter) == rests[-1]
     assert not drafter.prefill()
+    while rest_of(drafter, probe=True):
+        assert not drafter.prefill()
+    assert rest_of(drafter, probe=True) == 0, "begun is not given up"
+    assert drafter.prefill(), "the rests have paid for it"
 
 
 def test_outputs_that_end_early_leave_little_to_save() -> None:

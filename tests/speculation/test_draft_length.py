@@ -12,7 +12,6 @@ from s2d_serve.speculation.draft_length import (
     PRIOR_ACCEPTANCE,
     PROBE_SHARE,
     PROBE_TOKENS,
-    READ_FADING,
     AcceptanceEstimate,
     CostCurve,
     DraftLengthPolicy,
@@ -294,16 +293,18 @@ def test_an_output_is_expected_to_be_as_long_as_others_or_twice_what_there_is() 
         assert not policy.pays_to_read(sequence, expected + 1, num_made, num_left)
 
 
-def test_a_probe_may_cost_a_little_reading_and_doubts_a_cost_that_forbids_it() -> None:
+def test_reading_for_a_probe_is_paid_by_the_rests_before_it() -> None:
     hopeless = informed(3, [0.0] * 3, 0.5, {1: 1.0, 4: 1.0})
     hopeless.record_read(1, 0.1)
     sequence = AcceptanceEstimate()
-    num_cheap = int(PROBE_SHARE * 1000 / 0.1)
-    assert not hopeless.pays_to_read(sequence, 1, 0, 1000)
-    assert hopeless.pays_to_read(sequence, num_cheap, 0, 1000, probe=True)
-    assert hopeless.read_token_s == 0.1
-    assert not hopeless.pays_to_read(sequence, 2 * num_cheap, 0, 1000, probe=True)
-    assert hopeless.read_token_s == pytest.approx(0.1 * READ_FADING)
+    assert not hopeless.pays_to_read(sequence, 1, 0, 1000, probe=True), "no rest so far"
+    rests = [hopeless.rest(probe=True) for _ in range(3)]
+    assert rests == [2 * MIN_REST_ROUNDS, 4 * MIN_REST_ROUNDS, 8 * MIN_REST_ROUNDS]
+    num_paid = int(PROBE_SHARE * sum(rests) / 0.1)
+    assert not hopeless.pays_to_read(sequence, num_paid, 0, 1000)
+    assert not hopeless.pays_to_read(sequence, num_paid + 1, 0, 1000, probe=True)
+    assert hopeless.pays_to_read(sequence, num_paid, 0, 1000, probe=True)
+    assert not hopeless.pays_to_read(sequence, num_paid, 0, 1000, probe=True), "it is spent"
 
 
 # Proposals that end early
