@@ -45,6 +45,8 @@ class ModelConfig(Config):
     """CPUs that Ray sets aside for each executor; the models of one machine share its cores."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray sets aside for each executor; needed for `device: cuda`."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Other Ray resources of each executor, to choose its nodes."""
 
 
 class SpeculationConfig(Config):
@@ -124,8 +126,20 @@ class TargetConfig(ModelConfig):
     """Prompt tokens read in one forward pass, all sequences together."""
     decode_steps: int = Field(default=4, ge=1, le=64)
     """Tokens decoded per call while nothing is drafted."""
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64)
+    """Ranks that share the target's layers, each in an executor of its own."""
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
+    """Nodes of the ranks: as few as may be, as many, or one for each rank and no other way."""
+    collective_timeout_s: float = Field(default=30.0, gt=0)
+    """A rank that does not answer the others for so long ends the replica."""
     speculation: SpeculationConfig = SpeculationConfig()
     """How the shared draft works for this target."""
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self) -> Self:
+        if self.tensor_parallel_size > 1 and self.weight_rounding != "none":
+            raise ValueError("weight_rounding needs whole rows: take tensor_parallel_size 1")
+        return self
 
 
 class LimitsConfig(Config):

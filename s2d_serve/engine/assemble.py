@@ -11,6 +11,7 @@ from s2d_serve.engine.draft import SortedDraft
 from s2d_serve.engine.drafter import Drafter, Pairing
 from s2d_serve.engine.heads import Translator
 from s2d_serve.engine.linears import prepare_layers
+from s2d_serve.engine.sharding import LeadingTrunk, ShardGroup
 from s2d_serve.engine.target import TargetModel
 from s2d_serve.engine.trained import load_trained
 from s2d_serve.engine.trunk import Trunk
@@ -22,16 +23,47 @@ from s2d_serve.speculation.lookup import LookupEstimate
 DEFAULT_THRESHOLD = 0.8
 
 
-def load_target(config: TargetConfig) -> tuple[TargetModel, Checkpoint]:
+def load_target(
+    config: TargetConfig, group: ShardGroup | None = None
+) -> tuple[TargetModel, Checkpoint]:
     """Load a target with its KV slots.
+
+    Args:
+        group: the ranks that share it, this process being rank 0; None: it is whole here.
 
     Raises: what `load_checkpoint` raises.
     """
-    set_threads(config)
-    checkpoint = load_checkpoint(config, max_context=config.max_context, attention=ATTENTION)
-    trunk = Trunk(checkpoint.model, checkpoint.vocab_size, config.max_sequences, config.max_context)
+    checkpoint = _load_part(config, group)
+    sizes = (checkpoint.vocab_size, config.max_sequences, config.max_context)
+    trunk = (
+        Trunk(checkpoint.model, *sizes)
+        if group is None
+        else LeadingTrunk(group, checkpoint.model, *sizes)
+    )
     trunk.prepare()
     return TargetModel(trunk, config.prefill_chunk), checkpoint
+
+
+def load_follower(config: TargetConfig, group: ShardGroup) -> Trunk:
+    """Load the part of a sharded target that this rank runs.
+
+    Raises: what `load_checkpoint` raises.
+    """
+    checkpoint = _load_part(config, group)
+    return Trunk(checkpoint.model, checkpoint.vocab_size, config.max_sequences, config.max_context)
+
+
+def _load_part(config: TargetConfig, group: ShardGroup | None) -> Checkpoint:
+    set_threads(config)
+    checkpoint = load_checkpoint(
+        config,
+        max_context=config.max_context,
+        attention=ATTENTION,
+        num_ranks=1 if group is None else group.shard.size,
+    )
+    if group is not None:
+        group.limit(checkpoint.model)
+    return checkpoint
 
 
 def load_drafter(

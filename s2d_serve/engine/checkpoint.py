@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from s2d_serve.config import ModelConfig
@@ -35,6 +36,11 @@ ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM")
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose frequencies are fixed at load, not recomputed from the rows at hand."""
+
+WHOLE_ON_EACH_RANK = {"model.embed_tokens": "replicate", "lm_head": "replicate"}
+"""Parts of a sharded model that are not split: two matrices, which rank 0 reads a row of, and after
+the last layer.
+"""
 
 REFUSED_SETTINGS = (
     "auto_map",
@@ -63,18 +69,24 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    model: ModelConfig, *, max_context: int | None = None, attention: str = "sdpa"
+    model: ModelConfig,
+    *,
+    max_context: int | None = None,
+    attention: str = "sdpa",
+    num_ranks: int = 1,
 ) -> Checkpoint:
     """Load the model that the config names, converting or fetching it first if need be.
 
     Args:
         max_context: longest sequence that will be served; None: all that the model allows.
         attention: transformers' name of the attention function.
+        num_ranks: processes of this process's group that each load their part of the layers.
 
     Raises:
         UnsupportedModelError: an architecture or setting that is not handled.
         WeightsError: missing, damaged or incomplete weights, or a tokenizer that does not fit them.
-        ConfigError: `max_context` is longer than the model's positions.
+        ConfigError: `max_context` is longer than the model's positions, or the ranks do not divide
+            its heads.
     """
     folder = resolve(model)
     config = _checked_config(folder, max_context)
@@ -84,7 +96,8 @@ def load_checkpoint(
         raise WeightsError(
             f"{folder}: the tokenizer has {vocab_size} ids, the model rows for {config.vocab_size}"
         )
-    network = _load(folder, config, model, attention)
+    _check_split(config, num_ranks, model.source)
+    network = _load(folder, config, model, attention, num_ranks)
     return Checkpoint(
         model=network,
         tokenizer=tokenizer,
@@ -197,7 +210,7 @@ def _switch_window_off(folder: Path, config: PreTrainedConfig, context: int) -> 
 
 
 def _load(
-    folder: Path, config: PreTrainedConfig, model: ModelConfig, attention: str
+    folder: Path, config: PreTrainedConfig, model: ModelConfig, attention: str, num_ranks: int
 ) -> PreTrainedModel:
     dtype: torch.dtype = getattr(torch, model.dtype)
     rounded = model.weight_rounding == "int8"
@@ -213,7 +226,7 @@ def _load(
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported, and refused below
-            device_map=model.device,
+            **_placement(model, num_ranks),
         )
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{folder}: the weights cannot be read: {error}") from error
@@ -230,6 +243,24 @@ def _load(
         network.config.dtype = dtype
     network.requires_grad_(False).eval()  # type: ignore[no-untyped-call]  # untyped
     return network
+
+
+def _placement(model: ModelConfig, num_ranks: int) -> dict[str, Any]:
+    """Where the weights go, in transformers' words."""
+    if num_ranks == 1:
+        return {"device_map": model.device}
+    return {"distributed_config": DistributedConfig(tp_size=num_ranks, tp_plan=WHOLE_ON_EACH_RANK)}
+
+
+def _check_split(config: PreTrainedConfig, num_ranks: int, source: str) -> None:
+    """Each rank needs whole heads."""
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads % num_ranks or kv_heads % num_ranks:
+        fitting = [n for n in range(1, kv_heads + 1) if heads % n == 0 and kv_heads % n == 0]
+        raise ConfigError(
+            f"tensor_parallel_size {num_ranks}: {source} has {heads} heads and {kv_heads} "
+            f"key-value heads; {', '.join(map(str, fitting))} divide both"
+        )
 
 
 @torch.no_grad()

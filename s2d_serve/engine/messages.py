@@ -35,6 +35,19 @@ class SequenceStart:
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """One rank's place among those that share a target."""
+
+    rank: int
+    size: int
+    """Ranks in all."""
+    host: str
+    """Address of rank 0's machine."""
+    port: int
+    """Where rank 0 waits for the others."""
+
+
+@dataclass(frozen=True, slots=True)
 class Proposal:
     """One round's draft tokens for one sequence."""
 

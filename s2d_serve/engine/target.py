@@ -168,9 +168,7 @@ class TargetModel:
             if item.reaches_end:
                 first = len(token_ids) - 1 - len(item.proposal.token_ids)
                 sampled += range(first, len(token_ids))
-        hidden = self.trunk.embed(token_ids)
-        if rows:
-            hidden = self.trunk.run(self.trunk.layers, hidden, self.trunk.batch(rows))
+        hidden = self.trunk.forward(rows, token_ids) if rows else self.trunk.embed([])
         return self.trunk.logits(hidden[sampled])
 
 

@@ -65,9 +65,17 @@ class Trunk:
             )
         return states[0]
 
+    def forward(self, rows: Sequence[Row], token_ids: Sequence[int]) -> Tensor:
+        """Run all layers: [N, hidden], of the N tokens of these rows, in their order."""
+        return self.run(self.layers, self.embed(token_ids), self.batch(rows))
+
     def prepare(self) -> None:
         """Bring layers and LM head into the layout that this device runs best."""
         prepare_layers(self.layers)
+        self.prepare_head()
+
+    def prepare_head(self) -> None:
+        """Bring the LM head alone into that layout."""
         self._head = prepare(as_linear(self._head_weight))
 
     def exit_heads(

@@ -8,7 +8,7 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.context import _get_global_client
 
-from s2d_serve.config import AppConfig
+from s2d_serve.config import AppConfig, TargetConfig
 from s2d_serve.engine.calibration import calibrated
 from s2d_serve.exposure import check_exposure
 from s2d_serve.serving.servers import DraftServer, TargetServer
@@ -58,7 +58,12 @@ def build(args: AppConfig) -> Application:
     total_s = args.limits.total_s
     targets = {
         name: _deployment(
-            TargetServer, name, total_s, target.max_sequences, max_queued_requests=target.max_queued
+            TargetServer,
+            name,
+            total_s,
+            target.max_sequences,
+            max_queued_requests=target.max_queued,
+            **_placement(target),
         ).bind(name, target)
         for name, target in args.targets.items()
     }
@@ -69,6 +74,19 @@ def build(args: AppConfig) -> Application:
         draft = server.bind(args.draft, pairs)
     router = _deployment(serve.ingress()(HttpRouter), ROUTER, total_s, MAX_HTTP_REQUESTS)
     return router.bind(args, targets, draft)
+
+
+def _placement(target: TargetConfig) -> dict[str, Any]:
+    """A bundle for each rank of a sharded target, the first one for its replica too."""
+    if target.tensor_parallel_size == 1:
+        return {}
+    rank = {"CPU": target.num_cpus, "GPU": target.num_gpus, **target.resources}
+    rank = {name: amount for name, amount in rank.items() if amount}
+    first = {**rank, "CPU": target.num_cpus + REPLICA_CPUS}
+    return {
+        "placement_group_bundles": [first] + [rank] * (target.tensor_parallel_size - 1),
+        "placement_group_strategy": target.placement_strategy,
+    }
 
 
 def _deployment(

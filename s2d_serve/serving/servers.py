@@ -11,15 +11,20 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from s2d_serve.config import DraftConfig, ModelConfig, SpeculationConfig, TargetConfig
+from s2d_serve.engine.messages import Shard
 from s2d_serve.errors import S2DError
 from s2d_serve.serving.draft_executor import DraftExecutor
 from s2d_serve.serving.messages import Lease, ModelInfo
+from s2d_serve.serving.rank_executor import RankExecutor
 from s2d_serve.serving.target_executor import TargetExecutor
 from s2d_serve.serving.tasks import spawn, value_of
 
 EXECUTOR_PREFIX = "s2d-executor"
+RANK_PREFIX = "s2d-rank"
 MAX_CALLS = 10_000
 """Calls that may wait at an executor: rounds of all lanes, leaves, life signs."""
 
@@ -29,6 +34,11 @@ def executor_name(app: str, deployment: str, replica: str) -> str:
     return f"{EXECUTOR_PREFIX}:{app}:{deployment}:{replica}"
 
 
+def rank_name(app: str, deployment: str, replica: str, rank: int) -> str:
+    """Name of the actor that holds a further rank of a sharded target."""
+    return f"{RANK_PREFIX}:{app}:{deployment}:{replica}:{rank}"
+
+
 class ModelServer:
     """Starts the executor that holds the model, and leases places on it.
 
@@ -36,30 +46,42 @@ class ModelServer:
     replica, counts the load, lets a draining replica finish, and reports a death.
     """
 
+    _replica: str
     _executor: Any
     _info: ModelInfo
 
-    async def _start(self, executor_class: type, config: ModelConfig, *args: Any) -> None:
+    def _start(self, executor_class: type, config: ModelConfig, *args: Any, rank: int = 0) -> Any:
+        """Start the executor of a rank, in its bundle of the replica's placement group if there is
+        one. Rank 0 is the one that routers talk to.
+        """
         context = serve.get_replica_context()
         self._replica = context.replica_tag
-        name = executor_name(context.app_name, context.deployment, self._replica)
-        self._executor = (
+        place = (context.app_name, context.deployment, self._replica)
+        group = get_current_placement_group()
+        options: dict[str, Any] = {}
+        if group is not None:
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, rank)
+        return (
             ray.remote(executor_class)
             .options(
-                name=name,
+                name=rank_name(*place, rank) if rank else executor_name(*place),
                 num_cpus=config.num_cpus,
                 num_gpus=config.num_gpus,
+                resources=config.resources,
                 max_concurrency=MAX_CALLS,
+                **options,
             )
             .remote(*args)
         )
+
+    async def _load(self, *loads: Any) -> None:
+        """Wait for the executors' `load` calls, the one of `_executor` first."""
         try:
-            self._info = await self._executor.load.remote()
+            self._info, *_ = await asyncio.gather(*map(value_of, loads))
         except RayTaskError as error:
             if isinstance(error.cause, S2DError):
                 raise type(error.cause)(str(error.cause)) from None
             raise
-        spawn(self._end_with_executor())
 
     async def lease(self, sequence_id: str) -> AsyncGenerator[Lease, None]:
         """Yields one lease, then stays open until the caller ends the call."""
@@ -73,10 +95,11 @@ class ModelServer:
         """Serve's own question; an executor that cannot decode makes the replica unhealthy."""
         await self._executor.status.remote()
 
-    async def _end_with_executor(self) -> None:
+    @staticmethod
+    async def _end_with(executor: Any) -> None:
         """A replica without its model is of no use: leave at once, Serve starts another."""
         try:
-            await value_of(self._executor.wait_closed.remote())
+            await value_of(executor.wait_closed.remote())
         except RayActorError:
             os._exit(1)
 
@@ -85,7 +108,23 @@ class TargetServer(ModelServer):
     """One target."""
 
     async def __init__(self, name: str, config: TargetConfig) -> None:  # type: ignore[misc]  # Serve awaits it
-        await self._start(TargetExecutor, config, name, config)
+        self._executor = self._start(TargetExecutor, config, name, config)
+        if config.tensor_parallel_size == 1:
+            executors = [self._executor]
+            loads = [self._executor.load.remote()]
+        else:
+            executors = [self._executor] + [
+                self._start(RankExecutor, config, config, rank=rank)
+                for rank in range(1, config.tensor_parallel_size)
+            ]
+            place = await self._executor.open_store.remote()
+            loads = [
+                executor.load.remote(Shard(rank, len(executors), *place))
+                for rank, executor in enumerate(executors)
+            ]
+        await self._load(*loads)
+        for executor in executors:
+            spawn(self._end_with(executor))
 
 
 class DraftServer(ModelServer):
@@ -94,4 +133,6 @@ class DraftServer(ModelServer):
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, config: DraftConfig, targets: Mapping[str, SpeculationConfig]
     ) -> None:
-        await self._start(DraftExecutor, config, config, targets)
+        self._executor = self._start(DraftExecutor, config, config, targets)
+        await self._load(self._executor.load.remote())
+        spawn(self._end_with(self._executor))

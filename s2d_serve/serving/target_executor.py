@@ -5,14 +5,24 @@ without.
 """
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ray.util import get_node_ip_address
+
 from s2d_serve.config import TargetConfig
-from s2d_serve.engine.messages import Draft, Outcome, Proposal, SequenceStart, StepResult
+from s2d_serve.engine.messages import (
+    Draft,
+    Outcome,
+    Proposal,
+    SequenceStart,
+    Shard,
+    StepResult,
+)
 from s2d_serve.serving.batcher import Batcher
 from s2d_serve.serving.cores import core_turns
 from s2d_serve.serving.messages import (
@@ -29,7 +39,11 @@ from s2d_serve.serving.tasks import value_of
 from s2d_serve.speculation.params import SamplingParams
 
 if TYPE_CHECKING:
+    import torch.distributed as dist
+
     from s2d_serve.engine.target import TargetModel
+
+log = logging.getLogger("s2d_serve")
 
 NOTHING = Proposal(base_length=0)
 SELF_TEST_AGE_S = 5.0
@@ -55,6 +69,7 @@ class TargetExecutor:
         self._config = config
         self._model: TargetModel
         self._info: ModelInfo
+        self._store: dist.TCPStore
         self._waiting: dict[str, SequenceStart] = {}
         self._left = Remembered()
         self._replies = Remembered()
@@ -65,13 +80,24 @@ class TargetExecutor:
             self._run_pass, cores=core_turns(config)
         )
 
-    async def load(self) -> ModelInfo:
+    async def load(self, shard: Shard | None = None) -> ModelInfo:
         """Load the weights; the first call to make.
+
+        Args:
+            shard: this rank's place, rank 0; None: the target is whole here.
 
         Raises: S2DError of any kind.
         """
-        await self._batcher.run(self._load)
+        await self._batcher.run(lambda: self._load(shard))
         return self._info
+
+    async def open_store(self) -> tuple[str, int]:
+        """Host and port at which the other ranks find this one; before `load`."""
+        from s2d_serve.engine.sharding import open_store
+
+        host = get_node_ip_address()
+        self._store = await asyncio.to_thread(open_store, host)
+        return host, self._store.port
 
     async def verify(self, call: VerifyCall, refs: Sequence[Any]) -> VerifyReply:
         """One round for one lane: one pass where something is proposed, else up to `num_steps`, or
@@ -120,10 +146,14 @@ class TargetExecutor:
         """Never returns: a caller learns of this process's end by the error."""
         await asyncio.Event().wait()
 
-    def _load(self) -> None:
+    def _load(self, shard: Shard | None) -> None:
         from s2d_serve.engine.assemble import load_target
+        from s2d_serve.engine.sharding import ShardGroup
 
-        self._model, checkpoint = load_target(self._config)
+        group = None
+        if shard is not None:
+            group = ShardGroup(shard, self._config, get_node_ip_address(), self._store)
+        self._model, checkpoint = load_target(self._config, group)
         self._info = ModelInfo(
             self._name,
             checkpoint.digest,
@@ -157,7 +187,7 @@ class TargetExecutor:
             for ref in turn.call.sequences:
                 if self._holds(ref):
                     proposals[ref.sequence_id] = turn.proposals.get(ref.sequence_id, NOTHING)
-        result = self._model.step(proposals)
+        result = self._step(proposals)
         if any(outcome.token_ids for outcome in result.outcomes.values()):
             self._last_decode = time.monotonic()
         begun = set()
@@ -178,6 +208,16 @@ class TargetExecutor:
             if _is_over(turn, own) or not begun.isdisjoint(own):  # a first token waits for none
                 done.append((turn, VerifyReply(tuple(turn.results), turn.unknown)))
         return done
+
+    def _step(self, proposals: Mapping[str, Proposal]) -> StepResult:
+        """A pass of the model; a sharded one that fails has lost a rank, and its replica ends."""
+        try:
+            return self._model.step(proposals)
+        except Exception:
+            if self._config.tensor_parallel_size > 1:
+                log.exception("target %s ends: a pass over its ranks failed", self._name)
+                os._exit(1)
+            raise
 
     def _open_joins(self, turns: Sequence[VerifyTurn]) -> None:
         for turn in turns:

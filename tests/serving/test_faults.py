@@ -44,10 +44,12 @@ def undisturbed(url: str) -> tuple[str, float]:
     return answer.json()["choices"][0]["text"], time.monotonic() - started
 
 
-def disturbed(url: str, disturb: Callable[[], object]) -> tuple[str, dict[str, Any], float]:
+def disturbed(
+    url: str, disturb: Callable[[], object], model: str = "tiny"
+) -> tuple[str, dict[str, Any], float]:
     """Stream the same request and disturb it after its first tokens: text, counts, seconds."""
     chunks, started = [], time.monotonic()
-    body = ASK | {"stream": True, "stream_options": {"include_usage": True}}
+    body = ASK | {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
         for line in answer.iter_lines():
             if line.startswith("data: {"):
