@@ -24,6 +24,27 @@ def _absolute(path: Path) -> Path:
 LocalPath = Annotated[Path, AfterValidator(_absolute)]
 
 
+class ReplicasConfig(Config):
+    """How many replicas a deployment has: Serve adds and removes them as sequences come and go."""
+
+    min: int = Field(default=1, ge=0)
+    """Replicas that always run; 0: none while nobody asks."""
+    max: int = Field(default=1, ge=1)
+    """Replicas at most."""
+    target_load: float = Field(default=0.7, gt=0, le=1)
+    """Share of its slots that a replica should have in use."""
+    upscale_delay_s: float = Field(default=5.0, ge=0)
+    """How long more replicas must be wanted before there are."""
+    downscale_delay_s: float = Field(default=120.0, ge=0)
+    """How long fewer replicas must be enough before one goes."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"replicas.min {self.min} is more than replicas.max {self.max}")
+        return self
+
+
 class ModelConfig(Config):
     """One checkpoint, and how it is loaded."""
 
@@ -47,6 +68,8 @@ class ModelConfig(Config):
     """GPUs that Ray sets aside for each executor; needed for `device: cuda`."""
     resources: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Other Ray resources of each executor, to choose its nodes."""
+    replicas: ReplicasConfig = ReplicasConfig()
+    """How many of it run."""
 
 
 class SpeculationConfig(Config):
@@ -132,6 +155,10 @@ class TargetConfig(ModelConfig):
     """Nodes of the ranks: as few as may be, as many, or one for each rank and no other way."""
     collective_timeout_s: float = Field(default=30.0, gt=0)
     """A rank that does not answer the others for so long ends the replica."""
+    cold_start: Literal["wait", "refuse"] = "wait"
+    """What a request finds at a target without replicas, which it wakes: it waits, or gets 503 with
+    Retry-After.
+    """
     speculation: SpeculationConfig = SpeculationConfig()
     """How the shared draft works for this target."""
 

@@ -61,7 +61,7 @@ class SortedDraft:
 
         One that is open already keeps what is cached of the tokens that are the same.
         """
-        if len(start.token_ids) > self.trunk.cache.capacity:
+        if not self.fits(start.token_ids):
             self.close(start.sequence_id)
             return False
         sequence = self.sequences.get(start.sequence_id)
@@ -83,6 +83,19 @@ class SortedDraft:
         sequence.counts.add(start.token_ids[start.num_prompt_tokens :])
         self.sequences[start.sequence_id] = sequence
         return True
+
+    @property
+    def num_free_slots(self) -> int:
+        """Sequences that can still be opened."""
+        return len(self._free_slots)
+
+    def fits(self, token_ids: Sequence[int]) -> bool:
+        """Whether a text fits in a slot."""
+        return len(token_ids) <= self.trunk.cache.capacity
+
+    def is_open(self, sequence_id: str) -> bool:
+        """Whether the sequence holds a slot."""
+        return sequence_id in self.sequences
 
     def close(self, sequence_id: str) -> None:
         """Free a sequence's slot; an unknown id is fine."""

@@ -3,8 +3,9 @@ outcomes teach.
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from s2d_serve.engine.draft import SortedDraft
 from s2d_serve.engine.messages import (
@@ -35,7 +36,7 @@ class _Record:
     """What is known of a sequence, whether it holds a draft slot or not."""
 
     start: SequenceStart
-    pairing: Pairing
+    target: str
     text: SuffixLookup
     drafted: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
     found: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
@@ -82,27 +83,22 @@ class Drafter:
     draft: SortedDraft
     pairings: Mapping[str, Pairing]
     """By target."""
-    _declined: set[str] = field(default_factory=set)
     _records: dict[str, _Record] = field(default_factory=dict)
 
     def open(self, start: SequenceStart, target: str) -> None:
-        """Take up a sequence of a target; without a free slot nothing is drafted for it."""
-        if self.draft.open(start, self.pairings[target].exits):
-            self._declined.discard(start.sequence_id)
-        else:
-            self._declined.add(start.sequence_id)
+        """Take up a sequence of a target; without a slot nothing is drafted for it."""
         record = self._records.get(start.sequence_id)
         if record is None:
-            self._records[start.sequence_id] = _Record(
-                start, self.pairings[target], SuffixLookup(start.token_ids)
-            )
+            self._records[start.sequence_id] = _Record(start, target, SuffixLookup(start.token_ids))
         elif tuple(record.text.token_ids) != start.token_ids:
             record.start, record.text = start, SuffixLookup(start.token_ids)
+        if self.draft.is_open(start.sequence_id):
+            self.draft.open(start, self.pairings[target].exits)
+        self._share_slots()
 
     def close(self, sequence_id: str) -> None:
         """Forget a sequence; an unknown id is fine."""
         self.draft.close(sequence_id)
-        self._declined.discard(sequence_id)
         self._records.pop(sequence_id, None)
 
     def learn(self, target: str, result: StepResult) -> tuple[str, ...]:
@@ -119,14 +115,17 @@ class Drafter:
                     num_output = record.num_output_tokens + len(outcome.token_ids)
                     pairing.lengths.record_end(num_output)
                 self.close(sequence_id)
-            elif outcome.token_ids and not (
-                record is not None and record.follow(outcome) and self._commit(sequence_id, outcome)
-            ):
+            elif outcome.token_ids and (record is None or not record.follow(outcome)):
                 unknown.append(sequence_id)
+            elif outcome.token_ids and not self.draft.commit(
+                sequence_id, outcome.base_length, outcome.token_ids
+            ):
+                self.draft.close(sequence_id)  # a slot with another text: it is read anew
         return tuple(unknown)
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         """Draft for the sequences of several targets in the same forward passes."""
+        self._share_slots()
         lengths: dict[str, int] = {}
         found: dict[str, Proposal] = {}
         rests: list[int] = []
@@ -170,7 +169,7 @@ class Drafter:
                 started = time.perf_counter()
                 if num_read := self.draft.prefill(sequence_id):
                     seconds = time.perf_counter() - started
-                    record.pairing.lengths.record_read(num_read, seconds)
+                    self.pairings[record.target].lengths.record_read(num_read, seconds)
                     return True
         return False
 
@@ -193,10 +192,26 @@ class Drafter:
             hopes.append(record.is_wanted or not num_made)
         return hopes
 
-    def _commit(self, sequence_id: str, outcome: Outcome) -> bool:
-        return sequence_id in self._declined or self.draft.commit(
-            sequence_id, outcome.base_length, outcome.token_ids
-        )
+    def _share_slots(self) -> None:
+        """Give slots to the sequences that have none: free ones, or where none is, one of a target
+        that holds at least two more.
+        """
+        holders = Counter(r.target for i, r in self._records.items() if self.draft.is_open(i))
+        waiting = [i for i in self._records if not self.draft.is_open(i)]
+        for sequence_id in sorted(waiting, key=lambda i: holders[self._records[i].target]):
+            record = self._records[sequence_id]
+            if not self.draft.fits(record.text.token_ids):
+                continue
+            if not self.draft.num_free_slots:
+                richest = max(holders, key=lambda target: holders[target], default=record.target)
+                if holders[richest] < holders[record.target] + 2:
+                    return
+                last = [i for i, r in self._records.items() if r.target == richest]
+                self.draft.close(next(i for i in reversed(last) if self.draft.is_open(i)))
+                holders[richest] -= 1
+            start = replace(record.start, token_ids=tuple(record.text.token_ids))
+            self.draft.open(start, self.pairings[record.target].exits)
+            holders[record.target] += 1
 
     def _learn_round(self, pairing: Pairing, record: _Record, outcome: Outcome) -> None:
         if LOOKUP_EXIT not in outcome.exits:

@@ -45,6 +45,8 @@ class Shard:
     """Address of rank 0's machine."""
     port: int
     """Where rank 0 waits for the others."""
+    own_host: str
+    """Address of this rank's machine, on the network that connects them."""
 
 
 @dataclass(frozen=True, slots=True)

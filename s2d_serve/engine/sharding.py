@@ -35,13 +35,10 @@ ROW_SIZE = 4
 class ShardGroup:
     """The ranks of one target, connected."""
 
-    def __init__(
-        self, shard: Shard, config: TargetConfig, own_host: str, store: dist.Store | None = None
-    ) -> None:
+    def __init__(self, shard: Shard, config: TargetConfig, store: dist.Store | None = None) -> None:
         """Fetch the weights' files, and return when all ranks have them.
 
         Args:
-            own_host: address of this machine on the network that connects the ranks.
             store: rank 0's own; the others connect to it.
 
         Raises:
@@ -52,7 +49,7 @@ class ShardGroup:
             store = dist.TCPStore(shard.host, shard.port, is_master=False, timeout=WAIT_FOR_RANKS)
         resolve(config)
         _meet(store, shard)
-        interface = interface_of(own_host)
+        interface = interface_of(shard.own_host)
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
         dist.init_process_group(
             "gloo" if config.device == "cpu" else "nccl",

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.serve import Application, Deployment
+from ray.serve.config import AutoscalingConfig
 from ray.serve.context import _get_global_client
 
-from s2d_serve.config import AppConfig, TargetConfig
+from s2d_serve.config import AppConfig, ReplicasConfig, TargetConfig
 from s2d_serve.engine.calibration import calibrated
 from s2d_serve.exposure import check_exposure
 from s2d_serve.serving.servers import DraftServer, TargetServer
@@ -20,6 +21,8 @@ ROUTER = "router"
 DRAFT = "draft"
 REPLICA_CPUS = 0.1
 """CPUs that Ray sets aside for each replica."""
+LOAD_WINDOW_S = 5.0
+"""Autoscaling looks at the mean load of so long."""
 MAX_HTTP_REQUESTS = 1000
 """Requests that a router replica holds at once; each target's queue has its own limit."""
 
@@ -63,6 +66,7 @@ def build(args: AppConfig) -> Application:
             total_s,
             target.max_sequences,
             max_queued_requests=target.max_queued,
+            **_replicas(target.replicas, target.max_sequences),
             **_placement(target),
         ).bind(name, target)
         for name, target in args.targets.items()
@@ -70,10 +74,33 @@ def build(args: AppConfig) -> Application:
     draft = None
     if args.draft is not None:
         pairs = {name: target.speculation for name, target in args.targets.items()}
-        server = _deployment(DraftServer, DRAFT, total_s, args.draft.max_sequences)
+        num_sequences = sum(t.max_sequences * t.replicas.max for t in args.targets.values())
+        server = _deployment(
+            DraftServer,
+            DRAFT,
+            total_s,
+            num_sequences,  # those without a slot wait for one inside, and run meanwhile
+            **_replicas(args.draft.replicas, args.draft.max_sequences),
+        )
         draft = server.bind(args.draft, pairs)
     router = _deployment(serve.ingress()(HttpRouter), ROUTER, total_s, MAX_HTTP_REQUESTS)
     return router.bind(args, targets, draft)
+
+
+def _replicas(replicas: ReplicasConfig, num_slots: int) -> dict[str, Any]:
+    """A lease lasts as long as its sequence, so that Serve's ongoing requests are slots in use."""
+    if replicas.min == replicas.max:
+        return {"num_replicas": replicas.min}
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=replicas.min,
+            max_replicas=replicas.max,
+            target_ongoing_requests=replicas.target_load * num_slots,
+            upscale_delay_s=replicas.upscale_delay_s,
+            downscale_delay_s=replicas.downscale_delay_s,
+            look_back_period_s=LOAD_WINDOW_S,
+        )
+    }
 
 
 def _placement(target: TargetConfig) -> dict[str, Any]:

@@ -6,8 +6,6 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from ray.util import get_node_ip_address
-
 from s2d_serve.config import TargetConfig
 from s2d_serve.engine.messages import Shard
 
@@ -44,7 +42,7 @@ class RankExecutor:
         from s2d_serve.engine.assemble import load_follower
         from s2d_serve.engine.sharding import ShardGroup
 
-        group = ShardGroup(shard, self._config, get_node_ip_address())
+        group = ShardGroup(shard, self._config)
         return load_follower(self._config, group), group
 
 

@@ -6,6 +6,7 @@ again elsewhere. Plain asyncio; serving/http.py puts HTTP before it.
 
 import asyncio
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -21,7 +22,10 @@ from s2d_serve.errors import DeadlineError, OverloadedError, UnavailableError
 from s2d_serve.serving.directory import Directory
 from s2d_serve.serving.lanes import Lane, LaneEnds, LiveSequence, ReplicaLostError
 from s2d_serve.serving.messages import Lease
+from s2d_serve.serving.tasks import spawn, value_of
 from s2d_serve.speculation.params import SamplingParams
+
+log = logging.getLogger("s2d_serve")
 
 MAX_OPENINGS = 5
 """Targets that one sequence may lose before it is given up."""
@@ -99,6 +103,7 @@ class Router:
         self._draft_was_there = True
         self._directory = directory
         self._lanes = Lanes(config)
+        self._waking: dict[str, asyncio.Task[None]] = {}
         self._clock = clock
 
     async def run(self, generation: Generation) -> AsyncGenerator[Outcome, None]:
@@ -200,6 +205,8 @@ class Router:
         self, target: str, sequence: LiveSequence, deadline: float, is_recovery: bool
     ) -> AsyncIterator[Lease]:
         """A place at a target's replica, for as long as the block runs."""
+        if self._config.targets[target].cold_start == "refuse" and not is_recovery:
+            await self._refuse_if_cold(target)
         stream = _open_lease(self._targets[target], sequence.sequence_id)
         waiting = asyncio.ensure_future(stream.__anext__())
         try:
@@ -220,8 +227,29 @@ class Router:
             waiting.cancel()
             stream.cancel()
 
+    async def _refuse_if_cold(self, target: str) -> None:
+        """Refuse at a target without a replica, and leave one lease behind that wakes it."""
+        state = (await self._directory.look())[target].state
+        if state not in ("idle", "loading"):
+            return
+        if target not in self._waking:
+            self._waking[target] = spawn(self._wake(target))
+        raise UnavailableError(f"target {target!r} is starting; try again in a few seconds")
+
+    async def _wake(self, target: str) -> None:
+        stream = _open_lease(self._targets[target], f"wake-{uuid.uuid4().hex}")
+        try:
+            await asyncio.wait_for(value_of(stream.__anext__()), self._config.limits.total_s)
+        except (TimeoutError, RayError, RayServeException, StopAsyncIteration):
+            log.warning("target %s did not wake", target)
+        finally:
+            stream.cancel()
+            del self._waking[target]
+
     async def _refuse_if_down(self, target: str) -> None:
         state = (await self._directory.look())[target].state
+        if state == "loading" and self._config.targets[target].replicas.min == 0:
+            return  # it was asleep, and this request woke it
         if state in ("loading", "unavailable"):
             raise UnavailableError(f"target {target!r} is {state}; try again in a few seconds")
 

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
-from ray.util import get_current_placement_group
+from ray.util import get_current_placement_group, get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from s2d_serve.config import DraftConfig, ModelConfig, SpeculationConfig, TargetConfig
@@ -37,6 +37,13 @@ def executor_name(app: str, deployment: str, replica: str) -> str:
 def rank_name(app: str, deployment: str, replica: str, rank: int) -> str:
     """Name of the actor that holds a further rank of a sharded target."""
     return f"{RANK_PREFIX}:{app}:{deployment}:{replica}:{rank}"
+
+
+async def _host_of(executor: Any) -> str:
+    """Address of the node that an executor runs on."""
+    find: Any = get_node_ip_address
+    host: str = await value_of(executor.__ray_call__.remote(lambda _: find()))
+    return host
 
 
 class ModelServer:
@@ -117,9 +124,10 @@ class TargetServer(ModelServer):
                 self._start(RankExecutor, config, config, rank=rank)
                 for rank in range(1, config.tensor_parallel_size)
             ]
-            place = await self._executor.open_store.remote()
+            hosts = await asyncio.gather(*(_host_of(executor) for executor in executors))
+            port = await self._executor.open_store.remote(hosts[0])
             loads = [
-                executor.load.remote(Shard(rank, len(executors), *place))
+                executor.load.remote(Shard(rank, len(executors), hosts[0], port, hosts[rank]))
                 for rank, executor in enumerate(executors)
             ]
         await self._load(*loads)

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ray.util import get_node_ip_address
-
 from s2d_serve.config import TargetConfig
 from s2d_serve.engine.messages import (
     Draft,
@@ -39,7 +37,7 @@ from s2d_serve.serving.tasks import value_of
 from s2d_serve.speculation.params import SamplingParams
 
 if TYPE_CHECKING:
-    import torch.distributed as dist
+    from torch.distributed import TCPStore
 
     from s2d_serve.engine.target import TargetModel
 
@@ -69,7 +67,7 @@ class TargetExecutor:
         self._config = config
         self._model: TargetModel
         self._info: ModelInfo
-        self._store: dist.TCPStore
+        self._store: TCPStore
         self._waiting: dict[str, SequenceStart] = {}
         self._left = Remembered()
         self._replies = Remembered()
@@ -91,13 +89,12 @@ class TargetExecutor:
         await self._batcher.run(lambda: self._load(shard))
         return self._info
 
-    async def open_store(self) -> tuple[str, int]:
-        """Host and port at which the other ranks find this one; before `load`."""
+    async def open_store(self, host: str) -> int:
+        """Port at which the other ranks find this one, before `load`; `host` is its address."""
         from s2d_serve.engine.sharding import open_store
 
-        host = get_node_ip_address()
         self._store = await asyncio.to_thread(open_store, host)
-        return host, self._store.port
+        return self._store.port
 
     async def verify(self, call: VerifyCall, refs: Sequence[Any]) -> VerifyReply:
         """One round for one lane: one pass where something is proposed, else up to `num_steps`, or
@@ -152,7 +149,7 @@ class TargetExecutor:
 
         group = None
         if shard is not None:
-            group = ShardGroup(shard, self._config, get_node_ip_address(), self._store)
+            group = ShardGroup(shard, self._config, self._store)
         self._model, checkpoint = load_target(self._config, group)
         self._info = ModelInfo(
             self._name,

@@ -168,12 +168,38 @@ def test_a_sequence_that_outgrows_the_draft_goes_on_without() -> None:
     start = new_start("a", CAPACITY - 1)
     drafter.open(start, "target")
     assert drafter.learn("target", result(a=Outcome(CAPACITY - 1, (1,)))) == ()
-    assert drafter.learn("target", result(a=Outcome(CAPACITY, (2,)))) == ("a",)
-    again = replace(start, epoch=1, token_ids=(*start.token_ids, 1, 2))
-    drafter.open(again, "target")
+    assert drafter.learn("target", result(a=Outcome(CAPACITY, (2,)))) == ()
+    assert drafter.draft.num_free_slots == 4
     assert drafter.learn("target", result(a=Outcome(CAPACITY + 1, (3,)))) == ()
     assert not drafter.prefill()
     assert ask(drafter, "a") == {}
+
+
+def holders(drafter: Drafter) -> str:
+    """Who holds a slot, by first letter."""
+    return "".join(sorted(drafter.draft.sequences))
+
+
+def test_slots_are_shared_evenly_between_targets() -> None:
+    drafter = new_drafter({"hot": new_pairing(), "cold": new_pairing()})
+    for name in ("h1", "h2", "h3", "h4", "h5"):
+        drafter.open(new_start(name), "hot")
+    assert holders(drafter) == "h1h2h3h4"
+    drafter.open(new_start("c1"), "cold")
+    assert holders(drafter) == "c1h1h2h3", "the hot target gives up its last one"
+    drafter.open(new_start("c2"), "cold")
+    drafter.open(new_start("c3"), "cold")
+    assert holders(drafter) == "c1c2h1h2", "and no more than an even share"
+
+
+def test_a_free_slot_goes_to_a_sequence_that_waits_for_one() -> None:
+    drafter = new_drafter(num_slots=1)
+    drafter.open(new_start("a"), "target")
+    drafter.open(new_start("b"), "target")
+    assert set(ask(drafter, "a", "b")) == {"a"}
+    drafter.learn("target", result(b=Outcome(5, (7, 8))))
+    drafter.close("a")
+    assert ask(drafter, "b")["b"].base_length == 7, "what came meanwhile is read"
 
 
 def slow_draft(target: Pairing) -> None:
