@@ -6,7 +6,8 @@ from typing import Literal
 
 from s2d_serve.api.jsontext import Json
 
-State = Literal["ready", "idle", "loading", "unavailable"]
+State = Literal["ready", "idle", "waking", "loading", "unavailable"]
+"""idle: without replicas while nobody asks; waking: somebody does."""
 """idle: scaled to zero, starts when asked."""
 
 
@@ -86,7 +87,7 @@ def is_ready(targets: Mapping[str, State]) -> bool:
 
     The draft has no say: without it the texts are the same, only later.
     """
-    return all(state in ("ready", "idle") for state in targets.values())
+    return all(state in ("ready", "idle", "waking") for state in targets.values())
 
 
 def ready_body(targets: Mapping[str, State], draft: State | None) -> Json:

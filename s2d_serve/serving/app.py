@@ -1,6 +1,7 @@
 """The app builder that deployment files name: `import_path: s2d_serve.serving.app:build`."""
 
 import asyncio
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -91,16 +92,18 @@ def _replicas(replicas: ReplicasConfig, num_slots: int) -> dict[str, Any]:
     """A lease lasts as long as its sequence, so that Serve's ongoing requests are slots in use."""
     if replicas.min == replicas.max:
         return {"num_replicas": replicas.min}
-    return {
-        "autoscaling_config": AutoscalingConfig(
+    with warnings.catch_warnings():  # what Ray 2.60 names in its place is read by nothing
+        warnings.filterwarnings("ignore", message=".*metrics_interval_s")
+        autoscaling = AutoscalingConfig(
             min_replicas=replicas.min,
             max_replicas=replicas.max,
             target_ongoing_requests=replicas.target_load * num_slots,
             upscale_delay_s=replicas.upscale_delay_s,
             downscale_delay_s=replicas.downscale_delay_s,
             look_back_period_s=LOAD_WINDOW_S,
+            metrics_interval_s=LOAD_WINDOW_S / 5,
         )
-    }
+    return {"autoscaling_config": autoscaling}
 
 
 def _placement(target: TargetConfig) -> dict[str, Any]:
