@@ -2,6 +2,8 @@
 #   make serve        serve $(FILE) and say when it is ready
 #   make test         all tests but those that need a GPU or the bench family's weights
 #   make test-bench   those of the bench family
+#   make test-faults  those that kill and stop processes, again and again
+#   make test-hosts   those that make hosts out of network namespaces: needs root
 #   make check        format, lint, types, rooms
 #   make clean        remove everything that these made; weights stay in their cache
 
@@ -20,16 +22,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: serve test test-bench check clean
+.PHONY: serve test test-bench test-faults test-hosts check clean
 
 serve: $(VENV)/serve.stamp
 	$(BIN)/s2d serve $(FILE)
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "not gpu and not bench" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not bench and not faults and not hosts" $(ARGS)
 
 test-bench: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m bench $(ARGS)
+
+test-faults: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m faults $(ARGS)
+
+test-hosts: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m hosts $(ARGS)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -200,8 +200,12 @@ class AuthConfig(Config):
 
 
 class RouterConfig(Config):
-    """How rounds are run."""
+    """The router: where it runs, and how it runs rounds."""
 
+    replicas: int = Field(default=1, ge=1)
+    """Router processes; each takes a share of the requests."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Ray resources of each router, to choose its nodes."""
     draft_patience_s: float = Field(default=1.0, gt=0)
     """How long a target waits for a proposal before it goes on without one."""
     draft_retry_s: float = Field(default=2.0, gt=0)

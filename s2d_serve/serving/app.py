@@ -2,7 +2,7 @@
 
 import asyncio
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -10,7 +10,7 @@ from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig
 from ray.serve.context import _get_global_client
 
-from s2d_serve.config import AppConfig, ReplicasConfig, TargetConfig
+from s2d_serve.config import AppConfig, ModelConfig, ReplicasConfig
 from s2d_serve.engine.calibration import calibrated
 from s2d_serve.exposure import check_exposure
 from s2d_serve.serving.servers import DraftServer, TargetServer
@@ -68,7 +68,7 @@ def build(args: AppConfig) -> Application:
             target.max_sequences,
             max_queued_requests=target.max_queued,
             **_replicas(target.replicas, target.max_sequences),
-            **_placement(target),
+            **_placement(target, target.tensor_parallel_size, target.placement_strategy),
         ).bind(name, target)
         for name, target in args.targets.items()
     }
@@ -82,9 +82,17 @@ def build(args: AppConfig) -> Application:
             total_s,
             num_sequences,  # those without a slot wait for one inside, and run meanwhile
             **_replicas(args.draft.replicas, args.draft.max_sequences),
+            **_placement(args.draft),
         )
         draft = server.bind(args.draft, pairs)
-    router = _deployment(serve.ingress()(HttpRouter), ROUTER, total_s, MAX_HTTP_REQUESTS)
+    router = _deployment(
+        serve.ingress()(HttpRouter),
+        ROUTER,
+        total_s,
+        MAX_HTTP_REQUESTS,
+        num_replicas=args.router.replicas,
+        resources=args.router.resources,
+    )
     return router.bind(args, targets, draft)
 
 
@@ -106,27 +114,30 @@ def _replicas(replicas: ReplicasConfig, num_slots: int) -> dict[str, Any]:
     return {"autoscaling_config": autoscaling}
 
 
-def _placement(target: TargetConfig) -> dict[str, Any]:
-    """A bundle for each rank of a sharded target, the first one for its replica too."""
-    if target.tensor_parallel_size == 1:
-        return {}
-    rank = {"CPU": target.num_cpus, "GPU": target.num_gpus, **target.resources}
+def _placement(model: ModelConfig, num_ranks: int = 1, strategy: str = "PACK") -> dict[str, Any]:
+    """A bundle for each rank's executor, the first one for its replica too."""
+    rank = {"CPU": model.num_cpus, "GPU": model.num_gpus, **model.resources}
     rank = {name: amount for name, amount in rank.items() if amount}
-    first = {**rank, "CPU": target.num_cpus + REPLICA_CPUS}
+    first = {**rank, "CPU": model.num_cpus + REPLICA_CPUS}
     return {
-        "placement_group_bundles": [first] + [rank] * (target.tensor_parallel_size - 1),
-        "placement_group_strategy": target.placement_strategy,
+        "placement_group_bundles": [first] + [rank] * (num_ranks - 1),
+        "placement_group_strategy": strategy,
     }
 
 
 def _deployment(
-    server: Callable[..., Any], name: str, total_s: float, max_ongoing: int, **options: Any
+    server: Callable[..., Any],
+    name: str,
+    total_s: float,
+    max_ongoing: int,
+    resources: Mapping[str, float] = {},
+    **options: Any,
 ) -> Deployment:
     """A deployment whose replicas wait most of the time: the executors compute."""
     return serve.deployment(
         name=name,
         max_ongoing_requests=max_ongoing,
         graceful_shutdown_timeout_s=total_s,
-        ray_actor_options={"num_cpus": REPLICA_CPUS},
+        ray_actor_options={"num_cpus": REPLICA_CPUS, "resources": dict(resources)},
         **options,
     )(server)

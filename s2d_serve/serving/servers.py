@@ -58,16 +58,14 @@ class ModelServer:
     _info: ModelInfo
 
     def _start(self, executor_class: type, config: ModelConfig, *args: Any, rank: int = 0) -> Any:
-        """Start the executor of a rank, in its bundle of the replica's placement group if there is
-        one. Rank 0 is the one that routers talk to.
+        """Start the executor of a rank, in its bundle of the replica's placement group.
+
+        Rank 0 is the one that routers talk to.
         """
         context = serve.get_replica_context()
         self._replica = context.replica_tag
         place = (context.app_name, context.deployment, self._replica)
         group = get_current_placement_group()
-        options: dict[str, Any] = {}
-        if group is not None:
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, rank)
         return (
             ray.remote(executor_class)
             .options(
@@ -76,7 +74,7 @@ class ModelServer:
                 num_gpus=config.num_gpus,
                 resources=config.resources,
                 max_concurrency=MAX_CALLS,
-                **options,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, rank),
             )
             .remote(*args)
         )
