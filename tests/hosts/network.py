@@ -94,7 +94,7 @@ class Network:
     ) -> None:
         if self._switch is not None:
             self._switch.kill()
-            self._switch.wait()
+            self._switch.communicate()
         for host in self.hosts:
             subprocess.run(["ip", "netns", "del", self.namespace(host)], check=False)
 

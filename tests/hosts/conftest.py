@@ -1,0 +1,176 @@
+"""A Ray cluster over hosts with addresses of their own, and a service on it."""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.engine.tiny import nested_model, save_tiny
+from tests.hosts.network import Link, Network, may_make_hosts
+
+HOSTS = ("head", "draft", "target", "rank-a", "rank-b")
+GCS_PORT = 6379
+HTTP_PORT = 8000
+URL = f"http://127.0.0.1:{HTTP_PORT}"
+"""Where the service answers, on the head."""
+CPUS_PER_NODE = 1
+ENVIRONMENT = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+RAY = Path(sys.executable).with_name("ray")
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The network, and the Ray nodes on it."""
+
+    network: Network
+    nodes: dict[str, "subprocess.Popen[bytes]"]
+    """`ray start --block`, by host."""
+
+    def control(self, *command: str) -> str:
+        """Run a command of tests/hosts/control.py on the head; what it prints."""
+        address = f"{self.network.address('head')}:{GCS_PORT}"
+        whole = self.network.command(
+            "head", [sys.executable, "-m", "tests.hosts.control", address, *command]
+        )
+        done = subprocess.run(whole, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    def pids(self, prefix: str) -> list[int]:
+        """Processes of the actors whose names begin so."""
+        lines = self.control("pids").splitlines()
+        found: dict[str, int] = json.loads(lines[-1])
+        return [pid for name, pid in found.items() if name.startswith(prefix)]
+
+    def ask(self, model: str, **body: Any) -> dict[str, Any]:
+        """A completion, asked for on the head."""
+        with self.network.inside("head"):
+            answer = httpx.post(f"{URL}/v1/completions", json={"model": model, **body}, timeout=120)
+        assert answer.status_code == 200, answer.text
+        completion: dict[str, Any] = answer.json()
+        return completion
+
+    def await_ready(self, timeout_s: float = 180.0) -> None:
+        """Until /ready says so, of the draft too."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                with self.network.inside("head"):
+                    answer = httpx.get(f"{URL}/ready", timeout=10)
+                if answer.status_code == 200 and answer.json()["draft"] == "ready":
+                    return
+            except httpx.TransportError:
+                pass
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+
+@pytest.fixture(scope="session")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """Five hosts, and the service: router, draft, one whole target, one over two hosts."""
+    if not may_make_hosts():
+        pytest.skip("needs root and /dev/net/tun")
+    folder = tmp_path_factory.mktemp("hosts")
+    with Network(HOSTS) as network:
+        nodes: dict[str, subprocess.Popen[bytes]] = {}
+        try:
+            for host in HOSTS:
+                nodes[host] = _start_node(network, host, folder)
+            found = Hosts(network, nodes)
+            args = folder / "args.json"
+            args.write_text(json.dumps(_args(folder)))
+            found.control("deploy", str(args), str(HTTP_PORT))
+            found.await_ready()
+            yield found
+            network.set_links(Link())
+        finally:
+            _stop(list(nodes.values()))
+
+
+def _start_node(network: Network, host: str, folder: Path) -> "subprocess.Popen[bytes]":
+    kind = host.split("-")[0]
+    gcs = f"{network.address('head')}:{GCS_PORT}"
+    place = ["--head", f"--port={GCS_PORT}", "--include-dashboard=false"]
+    command = [
+        str(RAY),
+        "start",
+        *(place if host == "head" else [f"--address={gcs}"]),
+        f"--node-ip-address={network.address(host)}",
+        f"--num-cpus={CPUS_PER_NODE}",
+        f"--resources={json.dumps({kind: 1.0})}",
+        "--object-store-memory=100000000",
+        "--disable-usage-stats",
+        "--block",
+    ]
+    with (folder / f"{host}.log").open("wb") as log:
+        node = subprocess.Popen(
+            network.command(host, command),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=ENVIRONMENT,
+        )
+    _await_start(node, folder / f"{host}.log")
+    return node
+
+
+def _await_start(node: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Nodes that share a file system start one after the other: the names of sockets are theirs."""
+    deadline = time.monotonic() + 60
+    while "Ray runtime started" not in log.read_text():
+        assert node.poll() is None, log.read_text()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _stop(nodes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """End the nodes with all their processes, which are those of their sessions."""
+    for node in reversed(nodes):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(node.pid, number)
+                node.wait(20)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+
+def _args(folder: Path) -> dict[str, Any]:
+    weights = nested_model(
+        "llama", seed=3, exit_layer=2, agreement_scale=0.3, num_layers=4, max_positions=1024
+    )
+    source = str(save_tiny(folder / "weights", weights))
+    model = {"source": source, "dtype": "float32", "num_threads": 1, "max_context": 1024}
+    target = {**model, "speculation": {"draft_length": "fixed", "max_draft_tokens": 4}}
+    return {
+        "draft": {
+            **model,
+            "exit_layers": (2, 4),
+            "thresholds": (0.3,),
+            "resources": {"draft": 0.1},
+        },
+        "targets": {
+            "tiny": {**target, "resources": {"target": 0.1}},
+            "tiny-sharded": {
+                **target,
+                "tensor_parallel_size": 2,
+                "placement_strategy": "STRICT_SPREAD",
+                "collective_timeout_s": 5,
+                "resources": {"rank": 0.1},
+            },
+        },
+        "router": {
+            "draft_patience_s": 3.0,
+            "draft_retry_s": 0.5,
+            "resources": {"head": 0.1},
+        },
+    }
