@@ -1,16 +1,17 @@
 """Router, draft and targets on hosts of their own."""
 
-import os
-import signal
+import threading
 import time
 from typing import Any
 
 import pytest
 
 from tests.hosts.conftest import Hosts
+from tests.hosts.network import Link
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(600)]
 
+MAX_DELAYS = 5
 PROMPTS = ["the thing", "stop the string, ", "é " * 40, "in the thing " * 30]
 
 
@@ -30,3 +31,60 @@ def test_a_target_over_two_hosts_gives_the_whole_ones_text(
             hosts.ask("tiny", **body, speculation={"enabled": False})
         )
         assert sharded["metrics"]["speculative_decoding"]["num_accepted_draft_tokens"] > 10
+
+
+LONG = {"prompt": "the thing in the string", "max_tokens": 300, "ignore_eos": True, "seed": 5}
+
+
+def timed(hosts: Hosts, model: str, **body: Any) -> tuple[str, float, int]:
+    """A completion: text, seconds, rounds."""
+    started = time.monotonic()
+    completion = hosts.ask(model, **(LONG | body))
+    counts = completion["metrics"]["speculative_decoding"]
+    return text_of(completion), time.monotonic() - started, counts["num_rounds"]
+
+
+def test_a_round_costs_few_one_way_delays(hosts: Hosts) -> None:
+    """What 20 ms between any two hosts add to a round, in one-way delays."""
+    delay_s = 0.02
+    text, near_s, _ = timed(hosts, "tiny")
+    hosts.network.set_links(Link(delay_s=delay_s))
+    try:
+        far_text, far_s, num_rounds = timed(hosts, "tiny")
+    finally:
+        hosts.network.set_links(Link())
+    assert far_text == text
+    num_delays = (far_s - near_s) / num_rounds / delay_s
+    print(f"{num_delays:.2f} one-way delays per round, {num_rounds} rounds")
+    assert num_delays < MAX_DELAYS
+
+
+def test_lost_frames_change_nothing(hosts: Hosts) -> None:
+    expected, _, _ = timed(hosts, "tiny")
+    hosts.network.set_links(Link(loss=0.01))
+    try:
+        assert timed(hosts, "tiny")[0] == expected
+        assert timed(hosts, "tiny-sharded")[0] == expected
+    finally:
+        hosts.network.set_links(Link())
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "model"), [("head", "draft", "tiny"), ("rank-a", "rank-b", "tiny-sharded")]
+)
+def test_a_link_that_is_cut_for_a_while_costs_time_only(
+    hosts: Hosts, a: str, b: str, model: str
+) -> None:
+    expected, _, _ = timed(hosts, "tiny")
+    cut = threading.Timer(0.5, lambda: hosts.network.set_link(a, b, Link(is_up=False)))
+    mended = threading.Timer(8.0, lambda: hosts.network.set_link(a, b, Link()))
+    cut.start()
+    mended.start()
+    try:
+        text, seconds, _ = timed(hosts, model)
+    finally:
+        cut.cancel()
+        mended.join()
+    assert text == expected
+    print(f"{a} - {b}: {seconds:.1f} s")
+    hosts.await_ready()
