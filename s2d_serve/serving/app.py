@@ -22,6 +22,8 @@ ROUTER = "router"
 DRAFT = "draft"
 REPLICA_CPUS = 0.1
 """CPUs that Ray sets aside for each replica."""
+HEALTH_CHECK_S = 15.0
+"""A replica whose models give no sign of life for so long is replaced."""
 LOAD_WINDOW_S = 5.0
 """Autoscaling looks at the mean load of so long."""
 MAX_HTTP_REQUESTS = 1000
@@ -138,6 +140,8 @@ def _deployment(
         name=name,
         max_ongoing_requests=max_ongoing,
         graceful_shutdown_timeout_s=total_s,
+        health_check_period_s=HEALTH_CHECK_S / 2,
+        health_check_timeout_s=HEALTH_CHECK_S,
         ray_actor_options={"num_cpus": REPLICA_CPUS, "resources": dict(resources)},
         **options,
     )(server)

@@ -112,6 +112,7 @@ def models(args: dict[str, Any]) -> dict[str, Any]:
     for model in found.values():
         model.pop("num_threads", None)
         model.pop("resources", None)
+        model.pop("replicas", None)
         if "trained" in model:
             model["trained"] = model["trained"].removeprefix("/home/ray/s2d-serve/")
     return found
@@ -179,10 +180,7 @@ def test_some_pod_offers_what_a_model_or_router_asks_for(name: str) -> None:
         model.get("resources", {})
         for model in (app["args"]["draft"], *app["args"]["targets"].values())
     ]
-    asks += [
-        deployment.get("ray_actor_options", {}).get("resources", {})
-        for deployment in app.get("deployments", [])
-    ]
+    asks.append(app["args"].get("router", {}).get("resources", {}))
     for ask in asks:
         assert any(all(offer.get(key, 0) >= ask[key] for key in ask) for offer in offers), ask
 
@@ -236,4 +234,4 @@ def test_the_ft_variant_outlives_its_head() -> None:
     assert (spread["topologyKey"], spread["maxSkew"]) == ("kubernetes.io/hostname", 1)
     (app,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
     (router,) = [deployment for deployment in app["deployments"] if deployment["name"] == "router"]
-    assert (router["num_replicas"], router["max_replicas_per_node"]) == (2, 1)
+    assert (app["args"]["router"]["replicas"], router["max_replicas_per_node"]) == (2, 1)

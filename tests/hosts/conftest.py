@@ -3,9 +3,11 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,13 @@ HTTP_PORT = 8000
 URL = f"http://127.0.0.1:{HTTP_PORT}"
 """Where the service answers, on the head."""
 CPUS_PER_NODE = 1
-ENVIRONMENT = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+RAY_FOLDER = Path(tempfile.gettempdir()) / f"s2d-{os.getpid()}"
+"""Short, as there is a limit on the paths of sockets."""
+ENVIRONMENT = os.environ | {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_TMPDIR": str(RAY_FOLDER),
+}
 RAY = Path(sys.executable).with_name("ray")
 
 
@@ -81,6 +89,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     if not may_make_hosts():
         pytest.skip("needs root and /dev/net/tun")
     folder = tmp_path_factory.mktemp("hosts")
+    RAY_FOLDER.mkdir()
     with Network(HOSTS) as network:
         nodes: dict[str, subprocess.Popen[bytes]] = {}
         try:
@@ -95,6 +104,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
             network.set_links(Link())
         finally:
             _stop(list(nodes.values()))
+            shutil.rmtree(RAY_FOLDER, ignore_errors=True)
 
 
 def _start_node(network: Network, host: str, folder: Path) -> "subprocess.Popen[bytes]":

@@ -14,6 +14,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ReplicaState, ServeDeploySchema  # type: ignore[attr-defined]
 
 from s2d_serve.config import AppConfig
+from s2d_serve.engine.sources import HUB_ID, resolve
 from s2d_serve.errors import ConfigError
 from s2d_serve.serving.app import HttpRouter, build
 from tests.serving.conftest import APP, await_ready
@@ -33,6 +34,29 @@ def test_a_shipped_file_is_valid(file: Path) -> None:
     models = [app.args["draft"], *app.args["targets"].values()]
     assert all(model["dtype"] == "bfloat16" for model in models)
     assert build(config) is not None
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_what_a_shipped_file_takes_from_the_hub_is_pinned_or_refused(file: Path) -> None:
+    """Each model has a revision, or loading it asks for one."""
+    (app,) = yaml.safe_load(file.read_text("utf-8"))["applications"]
+    config = AppConfig.model_validate(app["args"])
+    for model in [*config.targets.values(), config.draft]:
+        if model is not None and HUB_ID.fullmatch(model.source) and model.revision is None:
+            with pytest.raises(ConfigError, match="a hub id needs a `revision`"):
+                resolve(model)
+
+
+def test_the_papers_70b_is_split_over_as_many_ranks_as_it_has_key_value_heads() -> None:
+    (file,) = (file for file in FILES if file.name == "vicuna.yaml")
+    (app,) = yaml.safe_load(file.read_text("utf-8"))["applications"]
+    config = AppConfig.model_validate(app["args"])
+    target = config.targets["llama-2-70b-chat"]
+    assert (target.tensor_parallel_size, target.placement_strategy) == (8, "SPREAD")
+    assert config.draft is not None
+    assert config.draft.exit_layers == (6, 9, 12)
+    assert config.draft.max_sequences == sum(t.max_sequences for t in config.targets.values())
+    assert all(m.device == "cuda" and m.num_gpus for m in (config.draft, *config.targets.values()))
 
 
 async def test_a_public_address_without_keys_refuses_to_start(

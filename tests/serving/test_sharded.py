@@ -53,7 +53,12 @@ def rank_pids() -> list[int]:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_text_is_the_unsharded_targets(url: str, temperature: float) -> None:
     for prompt in PROMPTS:
-        body: dict[str, Any] = {"prompt": prompt, "max_tokens": 60, "temperature": temperature, "seed": 3}
+        body: dict[str, Any] = {
+            "prompt": prompt,
+            "max_tokens": 60,
+            "temperature": temperature,
+            "seed": 3,
+        }
         text, counts = text_of(url, "tiny-sharded", **body)
         assert text == text_of(url, "tiny", **body, speculation={"enabled": False})[0]
         assert counts["num_accepted_draft_tokens"] > 10

@@ -1,0 +1,161 @@
+"""Many streams while replicas die again and again: no error, no wrong text, nothing left behind."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import ray
+
+from tests.serving.conftest import APP, Deploy, await_ready
+from tests.serving.test_fault_table import EXECUTOR_PREFIX, SERVE_REPLICA, actors, pids
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(900)]
+
+TARGETS = ("tiny", "tiny-int8")
+NUM_STREAMS = 200
+CHURN_S = 180.0
+KILL_EVERY_S = 20.0
+WARM_UP_S = 60.0
+MAX_SLOPE_MB_PER_MIN = 1.0
+PROMPTS = [f"the {word} in the string" for word in ("thing", "stop", "ring", "sting", "pin")]
+
+
+@pytest.fixture(scope="module")
+def url(deploy: Deploy, tiny_args: dict[str, Any]) -> str:
+    """Two replicas of each target, with slots for all streams on one."""
+    targets = {
+        name: {
+            **config,
+            "max_sequences": NUM_STREAMS // len(TARGETS),
+            "max_queued": NUM_STREAMS,
+            "max_context": 256,
+            "speculation": {"draft_length": "adaptive"},
+            "replicas": {"min": 2, "max": 2},
+        }
+        for name, config in tiny_args["targets"].items()
+    }
+    limits = {"ttft_s": 200, "idle_s": 200}
+    return deploy({**tiny_args, "targets": targets, "limits": limits})
+
+
+@dataclass
+class Seen:
+    """What the clients met."""
+
+    num_streams: int = 0
+    errors: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+def body_of(number: int) -> dict[str, Any]:
+    """The request of a client: few different ones, so that each text is known."""
+    return {
+        "model": TARGETS[number % len(TARGETS)],
+        "prompt": PROMPTS[number % len(PROMPTS)],
+        "max_tokens": 60,
+        "temperature": 0.8,
+        "seed": number % 7,
+        "ignore_eos": True,
+    }
+
+
+async def client(
+    http: httpx.AsyncClient, url: str, number: int, expected: dict[str, str], seen: Seen, end: float
+) -> None:
+    """Stream after stream until the time is over."""
+    body = body_of(number)
+    while time.monotonic() < end:
+        text = ""
+        try:
+            async with http.stream(
+                "POST", f"{url}/v1/completions", json=body | {"stream": True}
+            ) as answer:
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: {"):
+                        chunk = json.loads(line.removeprefix("data: "))
+                        if "error" in chunk:
+                            seen.errors.append(str(chunk))
+                        for choice in chunk.get("choices", []):
+                            text += choice["text"]
+        except httpx.HTTPError as error:
+            seen.errors.append(repr(error))
+            continue
+        seen.num_streams += 1
+        if text != expected[json.dumps(body)]:
+            seen.wrong.append(f"{body}: {text!r}, status {answer.status_code}")
+
+
+async def kill(end: float) -> int:
+    """An executor of each target, every 20 seconds; how many."""
+    num_killed = 0
+    while time.monotonic() + KILL_EVERY_S < end:
+        await asyncio.sleep(KILL_EVERY_S)
+        for target in TARGETS:
+            found = await asyncio.to_thread(pids, f"{EXECUTOR_PREFIX}:{APP}:{target}:")
+            os.kill(random.choice(found), signal.SIGKILL)
+            num_killed += 1
+    return num_killed
+
+
+async def memory(router: int, draft: int, end: float) -> list[tuple[float, float]]:
+    """(seconds, MB) of the processes that outlive the kills, together."""
+    started = time.monotonic()
+    points = []
+    while time.monotonic() < end:
+        await asyncio.sleep(2)
+        used = sum(psutil.Process(pid).memory_info().rss for pid in (router, draft))
+        points.append((time.monotonic() - started, used / 2**20))
+    return points
+
+
+def slope(points: list[tuple[float, float]]) -> float:
+    """MB per minute, by least squares, after the warm-up."""
+    late = [(t / 60, mb) for t, mb in points if t > WARM_UP_S]
+    mean_t = sum(t for t, _ in late) / len(late)
+    mean_mb = sum(mb for _, mb in late) / len(late)
+    variance = sum((t - mean_t) ** 2 for t, _ in late)
+    return sum((t - mean_t) * (mb - mean_mb) for t, mb in late) / variance
+
+
+async def test_streams_survive_the_deaths_of_replicas(url: str) -> None:
+    async with httpx.AsyncClient(
+        timeout=300, limits=httpx.Limits(max_connections=NUM_STREAMS)
+    ) as http:
+        expected = {}
+        for number in range(70):  # all that differ
+            body = body_of(number)
+            if json.dumps(body) not in expected:
+                answer = await http.post(
+                    f"{url}/v1/completions", json=body | {"speculation": {"enabled": False}}
+                )
+                expected[json.dumps(body)] = answer.json()["choices"][0]["text"]
+        (router,) = await asyncio.to_thread(pids, f"{SERVE_REPLICA}{APP}#router#")
+        (draft,) = await asyncio.to_thread(pids, f"{EXECUTOR_PREFIX}:{APP}:draft:")
+        seen, end = Seen(), time.monotonic() + CHURN_S
+        num_killed, points, *_ = await asyncio.gather(
+            kill(end),
+            memory(router, draft, end),
+            *(client(http, url, i, expected, seen, end) for i in range(NUM_STREAMS)),
+        )
+    print(f"{seen.num_streams} streams, {num_killed} executors killed, {slope(points):.2f} MB/min")
+    assert seen.errors == []
+    assert seen.wrong == []
+    assert seen.num_streams > NUM_STREAMS
+    await asyncio.to_thread(await_ready, url)
+    deadline = time.monotonic() + 30
+    while True:
+        statuses = ray.get([a.status.remote() for a in actors(f"{EXECUTOR_PREFIX}:{APP}:")])
+        held = [status.num_sequences for status in statuses]
+        if len(held) == 2 * len(TARGETS) + 1 and not any(held):
+            break
+        assert time.monotonic() < deadline, held
+        await asyncio.sleep(0.5)
+    assert slope(points) < MAX_SLOPE_MB_PER_MIN

@@ -1,0 +1,191 @@
+"""Fault by moment by kind of target: exact text, each token once, nothing left behind.
+
+`make test-faults` prints how long each recovery took.
+"""
+
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from ray.util import list_named_actors
+
+from s2d_serve.serving.servers import EXECUTOR_PREFIX, RANK_PREFIX
+from tests.serving.conftest import APP, Deploy, await_ready
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
+
+KINDS = ("tiny", "tiny-sharded")
+LONG_PROMPT = "the thing in the string " * 25
+ASK = {"max_tokens": 200, "temperature": 0.9, "seed": 5, "ignore_eos": True}
+MOMENTS = {"prefill": 0, "first token": 1, "streaming": 20}
+"""Chunks that the client has seen when the fault strikes."""
+FAULTS = (
+    "draft executor killed",
+    "draft executor stopped",
+    "draft replica killed",
+    "target executor killed",
+    "target executor stopped",
+    "target replica killed",
+    "rank 1 killed",
+    "rank 1 stopped",
+    "controller killed",
+    "router killed",
+)
+SERVE_REPLICA = "SERVE_REPLICA::"
+CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+
+
+@pytest.fixture(scope="module")
+def url(deploy: Deploy, tiny_args: dict[str, Any]) -> str:
+    """A target in one process and the same one over two ranks."""
+    whole = {**tiny_args["targets"]["tiny"], "prefill_chunk": 64}
+    sharded = {**whole, "tensor_parallel_size": 2, "collective_timeout_s": 3}
+    limits = {"ttft_s": 110, "idle_s": 110}
+    return deploy(
+        {**tiny_args, "targets": {"tiny": whole, "tiny-sharded": sharded}, "limits": limits}
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(url: str) -> str:
+    """The text, from the whole target alone."""
+    body = ASK | {"model": "tiny", "prompt": LONG_PROMPT, "speculation": {"enabled": False}}
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=100)
+    text: str = answer.json()["choices"][0]["text"]
+    return text
+
+
+@pytest.fixture(scope="module")
+def recoveries() -> Iterator[list[tuple[str, str, str, float, float]]]:
+    """Rows of the table that is printed at the end."""
+    rows: list[tuple[str, str, str, float, float]] = []
+    yield rows
+    print(
+        "\n| fault | moment | target | longest silence, s | ready again, s |\n|---|---|---|---|---|"
+    )
+    for *names, silence_s, ready_s in rows:
+        print(f"| {' | '.join(names)} | {silence_s:.1f} | {ready_s:.1f} |")
+
+
+def actors(prefix: str) -> list[Any]:
+    """Handles of the actors whose names begin so."""
+    return [
+        ray.get_actor(entry["name"], entry["namespace"])
+        for entry in list_named_actors(all_namespaces=True)
+        if entry["name"].startswith(prefix)
+    ]
+
+
+def pids(prefix: str) -> list[int]:
+    """Processes of these actors."""
+    found: list[int] = ray.get(
+        [actor.__ray_call__.remote(lambda _: os.getpid()) for actor in actors(prefix)]
+    )
+    assert found
+    return found
+
+
+def victims(fault: str, target: str) -> list[int]:
+    """Processes that a fault strikes."""
+    deployment = "draft" if fault.startswith("draft") else target
+    match fault.rsplit(" ", 1)[0]:
+        case "draft executor" | "target executor":
+            return pids(f"{EXECUTOR_PREFIX}:{APP}:{deployment}:")
+        case "draft replica" | "target replica":
+            return pids(f"{SERVE_REPLICA}{APP}#{deployment}#")
+        case "rank 1":
+            return pids(f"{RANK_PREFIX}:{APP}:{target}:")
+        case "controller":
+            return pids(CONTROLLER)
+        case _:
+            return pids(f"{SERVE_REPLICA}{APP}#router#")
+
+
+def stream(url: str, target: str, num_chunks: int, strike: Callable[[], None]) -> tuple[str, float]:
+    """The text, and the longest silence; the fault strikes after so many chunks."""
+    body = ASK | {"model": target, "prompt": LONG_PROMPT, "stream": True}
+    text, seen, silence_s = "", 0, 0.0
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as answer:
+        if num_chunks == 0:
+            strike()
+        last = time.monotonic()
+        for line in answer.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
+            assert "error" not in chunk, chunk
+            text += chunk["choices"][0]["text"] if chunk["choices"] else ""
+            silence_s = max(silence_s, time.monotonic() - last)
+            last = time.monotonic()
+            seen += 1
+            if seen == num_chunks:
+                strike()
+    return text, silence_s
+
+
+def assert_nothing_is_left(timeout_s: float = 20) -> None:
+    """No executor holds a sequence that nobody waits for."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        statuses = ray.get([a.status.remote() for a in actors(f"{EXECUTOR_PREFIX}:{APP}:")])
+        held = {status.info.name: status.num_sequences for status in statuses}
+        if len(held) == len(KINDS) + 1 and not any(held.values()):
+            return
+        assert time.monotonic() < deadline, held
+        time.sleep(0.3)
+
+
+CASES = [
+    (fault, moment, kind)
+    for fault, moment, kind in itertools.product(FAULTS, MOMENTS, KINDS)
+    if kind == "tiny-sharded" or not fault.startswith("rank")
+]
+
+
+@pytest.mark.parametrize(("fault", "moment", "kind"), CASES)
+def test_a_fault_costs_time_only(
+    url: str,
+    expected: str,
+    recoveries: list[tuple[str, str, str, float, float]],
+    fault: str,
+    moment: str,
+    kind: str,
+) -> None:
+    await_ready(url)
+    struck = victims(fault, kind)
+    number = signal.SIGSTOP if fault.endswith("stopped") else signal.SIGKILL
+
+    def strike() -> None:
+        for pid in struck:
+            os.kill(pid, number)
+
+    started = time.monotonic()
+    try:
+        try:
+            text, silence_s = stream(url, kind, MOMENTS[moment], strike)
+        except (httpx.TransportError, httpx.HTTPStatusError):
+            assert fault == "router killed", "only its own clients see a reset"
+            await_ready(url)
+            text, silence_s = stream(url, kind, -1, strike)
+        assert text == expected
+        await_ready(url)
+        recoveries.append((fault, moment, kind, silence_s, time.monotonic() - started))
+        assert_nothing_is_left()
+    finally:
+        for pid in struck:
+            with_suppressed_kill(pid, signal.SIGCONT)
+
+
+def with_suppressed_kill(pid: int, number: signal.Signals) -> None:
+    """Signal a process that may be gone."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
