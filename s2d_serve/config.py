@@ -70,6 +70,8 @@ class ModelConfig(Config):
     """Other Ray resources of each executor, to choose its nodes."""
     replicas: ReplicasConfig = ReplicasConfig()
     """How many of it run."""
+    silence_s: float = Field(default=20.0, gt=0)
+    """A model that gives no sign of life for so long ends its replica."""
 
 
 class SpeculationConfig(Config):

@@ -11,7 +11,6 @@ from typing import Literal
 import psutil
 from packaging.requirements import Requirement
 
-from s2d_serve.cli.footprint import footprint, service_bytes
 from s2d_serve.cli.output import size
 from s2d_serve.cli.ports import port_problem
 from s2d_serve.cli.weights import models_of, sources_of, to_do
@@ -20,7 +19,7 @@ from s2d_serve.deployment_file import DeploymentFile
 from s2d_serve.engine.calibration import mismatch, read_calibration
 from s2d_serve.engine.digests import cache_folder
 from s2d_serve.engine.sources import describe
-from s2d_serve.errors import ConfigError, WeightsError
+from s2d_serve.errors import ConfigError, S2DError, WeightsError
 from s2d_serve.exposure import check_exposure, is_public
 from s2d_serve.serving.keys import Keys
 
@@ -126,16 +125,20 @@ def check_cores(config: AppConfig, num_cores: int) -> Finding:
 
 
 def check_memory(config: AppConfig, available_bytes: int, total_bytes: int) -> Finding:
-    """An estimate of what the deployment takes, GPUs' memory aside, against what there is."""
-    parts = [footprint(model) for model in (*config.targets.values(), config.draft) if model]
-    known = [part for part in parts if part is not None]
-    needed = service_bytes(config) + sum(p.num_bytes for p in known if p.device == "cpu")
+    """The estimate of `s2d plan` for the models on CPUs, against what there is."""
+    try:
+        from s2d_serve.cli.footprint import planned_models, service_bytes
+    except ImportError as error:  # torch is missing or broken, as its own check says
+        return Finding("warn", "memory", f"cannot be estimated: {error}", "`pip install torch`")
+    models = [model for _, model in planned_models(config, fetch=False)]
+    known = [model for model in models if not isinstance(model, S2DError)]
+    needed = service_bytes(config) + sum(model.host_bytes for model in known)
     message = (
         f"about {size(needed)} needed, {size(available_bytes)} of {size(total_bytes)} available "
-        "(estimate: weights + all KV slots + the processes, one replica each)"
+        "(`s2d plan` has the parts)"
     )
-    if len(known) < len(parts):
-        message += f"; {len(parts) - len(known)} models not counted: their weights are not ready"
+    if len(known) < len(models):
+        message += f"; {len(models) - len(known)} models not counted: their sizes are not known yet"
     advice = "lower max_sequences or max_context, or serve fewer targets"
     if needed > total_bytes:
         return Finding("fail", "memory", message, advice)

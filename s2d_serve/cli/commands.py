@@ -125,6 +125,27 @@ def doctor(file: FileArgument = DEFAULT_FILE) -> None:
 
 
 @app.command()
+def plan(
+    file: FileArgument = DEFAULT_FILE,
+    gpu_memory: Annotated[
+        float, typer.Option(min=1, help="Memory of a GPU in GB (10^9 bytes).", metavar="GB")
+    ] = 80.0,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
+) -> None:
+    """Reckon what a deployment file takes of memory and GPUs, before anything is loaded.
+
+    Exit status 1 if something does not fit.
+    """
+    from s2d_serve.cli import checks
+    from s2d_serve.cli import plan as planning  # seconds: it imports torch
+
+    host_bytes, _ = checks.total_and_available_bytes()
+    hardware = planning.Hardware(round(gpu_memory * planning.GB), gpus_per_node, host_bytes)
+    if not planning.show(load_deployment_file(file).config, hardware):
+        raise typer.Exit(1)
+
+
+@app.command()
 def serve(file: FileArgument = DEFAULT_FILE) -> None:
     """Check a deployment file, and `serve run` it.
 

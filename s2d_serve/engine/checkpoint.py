@@ -22,12 +22,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from s2d_serve.config import ModelConfig
 from s2d_serve.engine.digests import weights_sha256
-from s2d_serve.engine.linears import int8_scale
+from s2d_serve.engine.linears import give_back_freed, int8_scale
 from s2d_serve.engine.sources import resolve
 from s2d_serve.errors import ConfigError, UnsupportedModelError, WeightsError
 
@@ -89,14 +89,14 @@ def load_checkpoint(
             its heads.
     """
     folder = resolve(model)
-    config = _checked_config(folder, max_context)
+    config = checked_config(folder, max_context)
     tokenizer = load_tokenizer(folder)
     vocab_size = _vocab_size(tokenizer)
     if vocab_size > config.vocab_size:
         raise WeightsError(
             f"{folder}: the tokenizer has {vocab_size} ids, the model rows for {config.vocab_size}"
         )
-    _check_split(config, num_ranks, model.source)
+    check_split(config, num_ranks, model.source)
     network = _load(folder, config, model, attention, num_ranks)
     return Checkpoint(
         model=network,
@@ -166,8 +166,11 @@ def set_threads(model: ModelConfig) -> int:
     return count
 
 
-def _checked_config(folder: Path, max_context: int | None) -> PreTrainedConfig:
-    """The folder's config, if each of its settings is handled."""
+def checked_config(folder: Path, max_context: int | None) -> PreTrainedConfig:
+    """The folder's config, if each of its settings is handled.
+
+    Raises: UnsupportedModelError, WeightsError, ConfigError as `load_checkpoint` does.
+    """
     settings = _read_json(folder / "config.json")
     architecture = (settings.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
@@ -241,6 +244,7 @@ def _load(
         for parameter in network.parameters():  # not `to`: rotary frequencies stay in float32
             parameter.data = parameter.data.to(dtype)
         network.config.dtype = dtype
+        give_back_freed()
     network.requires_grad_(False).eval()  # type: ignore[no-untyped-call]  # untyped
     return network
 
@@ -252,8 +256,11 @@ def _placement(model: ModelConfig, num_ranks: int) -> dict[str, Any]:
     return {"distributed_config": DistributedConfig(tp_size=num_ranks, tp_plan=WHOLE_ON_EACH_RANK)}
 
 
-def _check_split(config: PreTrainedConfig, num_ranks: int, source: str) -> None:
-    """Each rank needs whole heads."""
+def check_split(config: PreTrainedConfig, num_ranks: int, source: str) -> None:
+    """Each rank needs whole heads.
+
+    Raises: ConfigError, with the sizes that divide them.
+    """
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if heads % num_ranks or kv_heads % num_ranks:
         fitting = [n for n in range(1, kv_heads + 1) if heads % n == 0 and kv_heads % n == 0]

@@ -11,6 +11,7 @@ The kernels are torch's own, underscore and all: torchao 0.18 has no int4 for CP
 weight-only int8 is slower here than bfloat16.
 """
 
+import ctypes
 from collections.abc import Iterable
 from typing import Literal
 
@@ -141,6 +142,19 @@ def prepare_layers(layers: Iterable[nn.Module], quantization: Quantization = "no
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear):
                     setattr(module, name, prepare(child, quantization))
+        give_back_freed()
+
+
+def give_back_freed() -> None:
+    """Return freed memory to the system, where the C library can.
+
+    glibc keeps freed blocks of less than 32 MiB, and weights laid out anew leave many: measured
+    0.42 GB for SmolLM2-135M in float32, and up to 1.4 GB for Qwen2.5-Coder-0.5B in 4 bits, whose
+    weights take 0.3.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _can_be_packed(weight: Tensor) -> bool:

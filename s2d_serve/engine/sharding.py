@@ -14,6 +14,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from transformers import PreTrainedModel
 
@@ -35,7 +36,7 @@ ROW_SIZE = 4
 class ShardGroup:
     """The ranks of one target, connected."""
 
-    def __init__(self, shard: Shard, config: TargetConfig, store: dist.Store | None = None) -> None:
+    def __init__(self, shard: Shard, config: TargetConfig, store: Store | None = None) -> None:
         """Fetch the weights' files, and return when all ranks have them.
 
         Args:
@@ -46,7 +47,7 @@ class ShardGroup:
             ConfigError: this machine does not have that address.
         """
         if store is None:
-            store = dist.TCPStore(shard.host, shard.port, is_master=False, timeout=WAIT_FOR_RANKS)
+            store = TCPStore(shard.host, shard.port, is_master=False, timeout=WAIT_FOR_RANKS)
         resolve(config)
         _meet(store, shard)
         interface = interface_of(shard.own_host)
@@ -66,7 +67,7 @@ class ShardGroup:
         """Put the time limit on the layers' collectives: torch gives the groups of a device mesh
         its own default.
         """
-        _set_pg_timeout(self._timeout, model._device_mesh.get_group("tp"))
+        _set_pg_timeout(self._timeout, model._device_mesh.get_group("tp"))  # type: ignore[attr-defined]  # once sharded
 
     def lead(self, rows: Sequence[Row], token_ids: Sequence[int]) -> None:
         """Tell the other ranks what the next pass reads."""
@@ -118,12 +119,12 @@ def follow(trunk: Trunk, group: ShardGroup) -> None:
         trunk.forward(*group.follow())
 
 
-def open_store(host: str) -> dist.TCPStore:
+def open_store(host: str) -> TCPStore:
     """Where the ranks of a target find each other: at a free port of rank 0's address."""
-    return dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=WAIT_FOR_RANKS)
+    return TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=WAIT_FOR_RANKS)
 
 
-def _meet(store: dist.Store, shard: Shard) -> None:
+def _meet(store: Store, shard: Shard) -> None:
     """Wait for all ranks: torch's own meeting is less patient."""
     store.set(f"rank {shard.rank} is here", "")
     store.wait([f"rank {rank} is here" for rank in range(shard.size)], WAIT_FOR_RANKS)

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig
@@ -22,8 +23,8 @@ ROUTER = "router"
 DRAFT = "draft"
 REPLICA_CPUS = 0.1
 """CPUs that Ray sets aside for each replica."""
-HEALTH_CHECK_S = 15.0
-"""A replica whose models give no sign of life for so long is replaced."""
+HEALTH_CHECK_PERIOD_S = 5.0
+"""How often a replica looks whether its model lives."""
 LOAD_WINDOW_S = 5.0
 """Autoscaling looks at the mean load of so long."""
 MAX_HTTP_REQUESTS = 1000
@@ -46,7 +47,10 @@ class HttpRouter:
         app = serve.get_replica_context().app_name
         deployments = [*targets, *([] if draft is None else [DRAFT])]
         directory = Directory(app, deployments)
-        self._service = Service(config, Router(config, targets, draft, directory), directory)
+        actor_name = ray.get_runtime_context().get_actor_name()
+        assert actor_name is not None, "Serve names its replicas"
+        router = Router(config, targets, draft, directory, actor_name)
+        self._service = Service(config, router, directory)
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """Called by Serve after the constructor."""
@@ -69,6 +73,7 @@ def build(args: AppConfig) -> Application:
             total_s,
             target.max_sequences,
             max_queued_requests=target.max_queued,
+            health_check_timeout_s=2 * target.silence_s,
             **_replicas(target.replicas, target.max_sequences),
             **_placement(target, target.tensor_parallel_size, target.placement_strategy),
         ).bind(name, target)
@@ -83,6 +88,7 @@ def build(args: AppConfig) -> Application:
             DRAFT,
             total_s,
             num_sequences,  # those without a slot wait for one inside, and run meanwhile
+            health_check_timeout_s=2 * args.draft.silence_s,
             **_replicas(args.draft.replicas, args.draft.max_sequences),
             **_placement(args.draft),
         )
@@ -140,8 +146,7 @@ def _deployment(
         name=name,
         max_ongoing_requests=max_ongoing,
         graceful_shutdown_timeout_s=total_s,
-        health_check_period_s=HEALTH_CHECK_S / 2,
-        health_check_timeout_s=HEALTH_CHECK_S,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
         ray_actor_options={"num_cpus": REPLICA_CPUS, "resources": dict(resources)},
         **options,
     )(server)

@@ -94,14 +94,20 @@ class Router:
         targets: Mapping[str, Any],
         draft: Any | None,
         directory: Directory,
+        actor_name: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`targets`, `draft`: Serve handles of the deployments."""
+        """
+        Args:
+            targets, draft: Serve handles of the deployments.
+            actor_name: of this process; leases end with it.
+        """
         self._config = config
         self._targets = targets
         self._draft = draft
         self._draft_was_there = True
         self._directory = directory
+        self._actor_name = actor_name
         self._lanes = Lanes(config)
         self._waking: dict[str, asyncio.Task[None]] = {}
         self._clock = clock
@@ -185,7 +191,7 @@ class Router:
         assert self._draft is not None
         pause_s = self._config.router.draft_retry_s
         while True:
-            stream = _open_lease(self._draft, place.sequence.sequence_id)
+            stream = self._open_lease(self._draft, place.sequence.sequence_id)
             try:
                 lease = await stream.__anext__()
                 await place.move(lease)
@@ -207,7 +213,7 @@ class Router:
         """A place at a target's replica, for as long as the block runs."""
         if self._config.targets[target].cold_start == "refuse" and not is_recovery:
             await self._refuse_if_cold(target)
-        stream = _open_lease(self._targets[target], sequence.sequence_id)
+        stream = self._open_lease(self._targets[target], sequence.sequence_id)
         waiting = asyncio.ensure_future(stream.__anext__())
         try:
             while not waiting.done():
@@ -227,6 +233,9 @@ class Router:
             waiting.cancel()
             stream.cancel()
 
+    def _open_lease(self, deployment: Any, sequence_id: str) -> Any:
+        return deployment.options(stream=True).lease.remote(sequence_id, self._actor_name)
+
     async def _refuse_if_cold(self, target: str) -> None:
         """Refuse at a target without a replica, and leave one lease behind that wakes it."""
         state = (await self._directory.look())[target].state
@@ -237,7 +246,7 @@ class Router:
         raise UnavailableError(f"target {target!r} is starting; try again in a few seconds")
 
     async def _wake(self, target: str) -> None:
-        stream = _open_lease(self._targets[target], f"wake-{uuid.uuid4().hex}")
+        stream = self._open_lease(self._targets[target], f"wake-{uuid.uuid4().hex}")
         try:
             await asyncio.wait_for(value_of(stream.__anext__()), self._config.limits.total_s)
         except (TimeoutError, RayError, RayServeException, StopAsyncIteration):
@@ -295,10 +304,6 @@ class Place:
         """Take no part in rounds any more."""
         if self._lane is not None:
             self._lane.remove(self.sequence)
-
-
-def _open_lease(handle: Any, sequence_id: str) -> Any:
-    return handle.options(stream=True).lease.remote(sequence_id)
 
 
 async def _report_loss(stream: Any, sequence: LiveSequence) -> None:

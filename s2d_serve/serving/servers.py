@@ -25,6 +25,10 @@ from s2d_serve.serving.tasks import spawn, value_of
 
 EXECUTOR_PREFIX = "s2d-executor"
 RANK_PREFIX = "s2d-rank"
+SERVE_NAMESPACE = "serve"
+"""Where Serve names its replicas."""
+ROUTER_CHECK_S = 5.0
+"""How often a replica looks whether a router that holds leases is still there."""
 MAX_CALLS = 10_000
 """Calls that may wait at an executor: rounds of all lanes, leaves, life signs."""
 
@@ -37,6 +41,14 @@ def executor_name(app: str, deployment: str, replica: str) -> str:
 def rank_name(app: str, deployment: str, replica: str, rank: int) -> str:
     """Name of the actor that holds a further rank of a sharded target."""
     return f"{RANK_PREFIX}:{app}:{deployment}:{replica}:{rank}"
+
+
+def _is_alive(actor_name: str) -> bool:
+    try:
+        ray.get_actor(actor_name, SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
 
 
 async def _host_of(executor: Any) -> str:
@@ -53,6 +65,8 @@ class ModelServer:
     replica, counts the load, lets a draining replica finish, and reports a death.
     """
 
+    _config: ModelConfig
+    _watches: dict[str, asyncio.Event]
     _replica: str
     _executor: Any
     _info: ModelInfo
@@ -62,10 +76,13 @@ class ModelServer:
 
         Rank 0 is the one that routers talk to.
         """
+        self._watches = {}
+        self._config = config
         context = serve.get_replica_context()
         self._replica = context.replica_tag
         place = (context.app_name, context.deployment, self._replica)
         group = get_current_placement_group()
+        assert group is not None, "app.py gives every model one"
         return (
             ray.remote(executor_class)
             .options(
@@ -88,17 +105,41 @@ class ModelServer:
                 raise type(error.cause)(str(error.cause)) from None
             raise
 
-    async def lease(self, sequence_id: str) -> AsyncGenerator[Lease, None]:
-        """Yields one lease, then stays open until the caller ends the call."""
+    async def lease(self, sequence_id: str, router: str) -> AsyncGenerator[Lease, None]:
+        """Yields one lease, then stays open until the caller ends the call, or is dead: of that
+        Serve says nothing.
+
+        `router`: name of the caller's actor.
+        """
         try:
             yield Lease(self._replica, self._executor, self._info)
-            await asyncio.Event().wait()
+            await self._end_of(router)
         finally:
             self._executor.leave.remote(sequence_id)
 
+    async def _end_of(self, router: str) -> None:
+        """Wait until a router is dead; one watch for all its leases."""
+        if router not in self._watches:
+            self._watches[router] = asyncio.Event()
+            spawn(self._watch(router))
+        await self._watches[router].wait()
+
+    async def _watch(self, router: str) -> None:
+        while await asyncio.to_thread(_is_alive, router):
+            await asyncio.sleep(ROUTER_CHECK_S)
+        self._watches.pop(router).set()
+
     async def check_health(self) -> None:
-        """Serve's own question; an executor that cannot decode makes the replica unhealthy."""
-        await self._executor.status.remote()
+        """Serve's own question.
+
+        An executor that cannot decode makes the replica unhealthy. One that says nothing ends it:
+        Serve would wait for the sequences that it holds.
+        """
+        try:
+            status = value_of(self._executor.status.remote())
+            await asyncio.wait_for(status, self._config.silence_s)
+        except TimeoutError:
+            os._exit(1)
 
     @staticmethod
     async def _end_with(executor: Any) -> None:

@@ -37,7 +37,7 @@ from s2d_serve.serving.tasks import value_of
 from s2d_serve.speculation.params import SamplingParams
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
+    from torch._C._distributed_c10d import TCPStore
 
     from s2d_serve.engine.target import TargetModel
 

@@ -31,7 +31,8 @@ def pids() -> dict[str, int]:
     for entry in list_named_actors(all_namespaces=True):
         handle = ray.get_actor(entry["name"], entry["namespace"])
         if entry["name"].startswith(EXECUTOR_PREFIX):
-            found[entry["name"]] = ray.get(handle.status.remote()).pid
+            status: Any = ray.get(handle.status.remote())
+            found[entry["name"]] = status.pid
         elif entry["name"].startswith(RANK_PREFIX):
             found[entry["name"]] = ray.get(handle.pid.remote())
     return found

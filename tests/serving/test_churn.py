@@ -14,8 +14,9 @@ import psutil
 import pytest
 import ray
 
+from s2d_serve.serving.servers import EXECUTOR_PREFIX
 from tests.serving.conftest import APP, Deploy, await_ready
-from tests.serving.test_fault_table import EXECUTOR_PREFIX, SERVE_REPLICA, actors, pids
+from tests.serving.test_fault_table import SERVE_REPLICA, actors, pids
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -140,11 +141,12 @@ async def test_streams_survive_the_deaths_of_replicas(url: str) -> None:
         (router,) = await asyncio.to_thread(pids, f"{SERVE_REPLICA}{APP}#router#")
         (draft,) = await asyncio.to_thread(pids, f"{EXECUTOR_PREFIX}:{APP}:draft:")
         seen, end = Seen(), time.monotonic() + CHURN_S
-        num_killed, points, *_ = await asyncio.gather(
-            kill(end),
-            memory(router, draft, end),
-            *(client(http, url, i, expected, seen, end) for i in range(NUM_STREAMS)),
+        measured = asyncio.create_task(memory(router, draft, end))
+        killed = asyncio.create_task(kill(end))
+        await asyncio.gather(
+            *(client(http, url, i, expected, seen, end) for i in range(NUM_STREAMS))
         )
+        points, num_killed = await measured, await killed
     print(f"{seen.num_streams} streams, {num_killed} executors killed, {slope(points):.2f} MB/min")
     assert seen.errors == []
     assert seen.wrong == []

@@ -58,6 +58,7 @@ def expected(url: str) -> str:
     """The text, from the whole target alone."""
     body = ASK | {"model": "tiny", "prompt": LONG_PROMPT, "speculation": {"enabled": False}}
     answer = httpx.post(f"{url}/v1/completions", json=body, timeout=100)
+    assert answer.status_code == 200, answer.text
     text: str = answer.json()["choices"][0]["text"]
     return text
 

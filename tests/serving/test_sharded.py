@@ -67,7 +67,8 @@ def test_text_is_the_unsharded_targets(url: str, temperature: float) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(url: str) -> str:
     """The text of the request that faults disturb, from the whole target alone."""
-    return text_of(url, **ASK, speculation={"enabled": False})[0]
+    body: dict[str, Any] = {**ASK, "speculation": {"enabled": False}}
+    return text_of(url, **body)[0]
 
 
 @pytest.mark.parametrize("fault", ["rank 0 killed", "rank 1 killed", "rank 1 stopped"])
