@@ -9,7 +9,7 @@ import pytest
 
 from tests.serving.conftest import Deploy, executor_pids
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 SLEEPY = {"min": 0, "max": 2, "target_load": 0.5, "upscale_delay_s": 0, "downscale_delay_s": 2}
 

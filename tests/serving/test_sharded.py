@@ -71,6 +71,7 @@ def undisturbed(url: str) -> str:
     return text_of(url, **body)[0]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("fault", ["rank 0 killed", "rank 1 killed", "rank 1 stopped"])
 def test_a_lost_rank_costs_time_only(url: str, undisturbed: str, fault: str) -> None:
     """The replica ends at once, the next one goes on with the stream."""
