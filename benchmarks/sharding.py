@@ -88,9 +88,7 @@ def _generate(
     started = time.monotonic()
     for number, prompt in enumerate(prompts):
         params = SamplingParams(temperature=0.0)
-        start = SequenceStart(
-            f"{name}-{number}", 0, tuple(prompt), len(prompt), params, num_tokens
-        )
+        start = SequenceStart(f"{name}-{number}", 0, tuple(prompt), len(prompt), params, num_tokens)
         texts.append(
             [t for _, outcome in ReferenceLoop(target).generate([start]) for t in outcome.token_ids]
         )

@@ -146,8 +146,8 @@ class Drafter:
         costs: list[tuple[int, float]] = []
         proposals = self.draft.propose(lengths, costs) | found
         for target in {request.target for request in requests}:
-            for num_rows, seconds in costs:
-                self.pairings[target].lengths.draft_step_s.record(num_rows, seconds)
+            for num_read, seconds in costs:
+                self.pairings[target].lengths.draft_step_s.record(num_read, seconds)
         return [
             Draft({i: proposals[i] for i in request.limits if i in proposals}, rest)
             for request, rest in zip(requests, rests, strict=True)
