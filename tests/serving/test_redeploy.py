@@ -44,5 +44,5 @@ def test_a_changed_app_replaces_the_old_one_without_an_error(
         client.join()
     assert {answer.status_code for answer in answers} == {200}
     assert all(answer.json()["choices"][0]["text"] == expected["text"] for answer in answers)
-    assert len(answers) > 2 * NUM_CLIENTS
+    assert len(answers) >= 2 * NUM_CLIENTS
     assert not set(executor_pids("tiny")) & set(old)
