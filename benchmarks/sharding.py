@@ -25,6 +25,7 @@ from tests.engine.test_identity import encode
 
 HOST = "127.0.0.1"
 MB = 2**20
+NUM_PROMPTS = 20
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def main() -> None:
     for process in followers:
         process.start()
     target, checkpoint = load_target(config, ShardGroup(shards[0], config, store))
-    prompts = encode(checkpoint)
+    prompts = encode(checkpoint, NUM_PROMPTS)
     texts = _generate("sharded", target, prompts, options.tokens)
     num_equal = sum(text == other for text, other in zip(texts, expected, strict=True))
     print(f"same text: {num_equal} of {len(texts)}")
@@ -70,7 +71,7 @@ def main() -> None:
 
 def _whole(config: TargetConfig, num_tokens: int, texts: "SimpleQueue[list[list[int]]]") -> None:
     target, checkpoint = load_target(config.model_copy(update={"tensor_parallel_size": 1}))
-    prompts = encode(checkpoint)
+    prompts = encode(checkpoint, NUM_PROMPTS)
     texts.put(_generate("whole", target, prompts, num_tokens))
     print(f"whole: {psutil.Process().memory_full_info().uss / MB:.0f} MB", flush=True)
 
