@@ -7,8 +7,7 @@ from typing import Literal
 from s2d_serve.api.jsontext import Json
 
 State = Literal["ready", "idle", "waking", "loading", "unavailable"]
-"""idle: without replicas while nobody asks; waking: somebody does."""
-"""idle: scaled to zero, starts when asked."""
+"""idle: scaled to zero, starts when asked; waking: it was asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import torch
 
 from s2d_serve.cli.shapes import ModelShape, shape_of
 from s2d_serve.config import AppConfig, DraftConfig, TargetConfig
+from s2d_serve.engine.checkpoint import rank_counts
 from s2d_serve.engine.heads import Translator
 from s2d_serve.engine.linears import GROUP_SIZE, INT4_ROWS, Quantization
 from s2d_serve.engine.trained import TrainedDraft, load_trained
@@ -109,7 +110,8 @@ class PlannedModel:
             return
         if self.is_on_cpu and settings.placement_strategy != "STRICT_SPREAD":
             return
-        yield from (n for n in self.shape.rank_counts if n > self.num_ranks)
+        counts = rank_counts(self.shape.num_heads, self.shape.num_kv_heads)
+        yield from (n for n in counts if n > self.num_ranks)
 
     @property
     def exit_layers(self) -> tuple[int, ...]:

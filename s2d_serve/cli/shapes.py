@@ -42,12 +42,6 @@ class ModelShape:
         ends = self.vocab_size * self.hidden_size * (1 if self.is_tied else 2) + self.hidden_size
         return self.num_layers * layer + ends
 
-    @property
-    def rank_counts(self) -> list[int]:
-        """Numbers of ranks that each get whole heads."""
-        counts = range(1, self.num_kv_heads + 1)
-        return [n for n in counts if self.num_kv_heads % n == 0 == self.num_heads % n]
-
 
 def shape_of(
     model: ModelConfig, max_context: int, num_ranks: int = 1, *, fetch: bool

@@ -263,11 +263,16 @@ def check_split(config: PreTrainedConfig, num_ranks: int, source: str) -> None:
     """
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if heads % num_ranks or kv_heads % num_ranks:
-        fitting = [n for n in range(1, kv_heads + 1) if heads % n == 0 and kv_heads % n == 0]
+        fitting = ", ".join(map(str, rank_counts(heads, kv_heads)))
         raise ConfigError(
             f"tensor_parallel_size {num_ranks}: {source} has {heads} heads and {kv_heads} "
-            f"key-value heads; {', '.join(map(str, fitting))} divide both"
+            f"key-value heads; {fitting} divide both"
         )
+
+
+def rank_counts(num_heads: int, num_kv_heads: int) -> list[int]:
+    """Numbers of ranks that each get whole heads."""
+    return [n for n in range(1, num_kv_heads + 1) if num_heads % n == num_kv_heads % n == 0]
 
 
 @torch.no_grad()

@@ -196,8 +196,10 @@ class Drafter:
         """Give slots to the sequences that have none: free ones, or where none is, one of a target
         that holds at least two more.
         """
-        holders = Counter(r.target for i, r in self._records.items() if self.draft.is_open(i))
         waiting = [i for i in self._records if not self.draft.is_open(i)]
+        if not waiting:
+            return
+        holders = Counter(r.target for i, r in self._records.items() if self.draft.is_open(i))
         for sequence_id in sorted(waiting, key=lambda i: holders[self._records[i].target]):
             record = self._records[sequence_id]
             if not self.draft.fits(record.text.token_ids):

@@ -46,7 +46,8 @@ class HttpRouter:
         check_exposure(client.http_config.host, config)
         app = serve.get_replica_context().app_name
         deployments = [*targets, *([] if draft is None else [DRAFT])]
-        directory = Directory(app, deployments)
+        sleepers = {name for name, target in config.targets.items() if not target.replicas.min}
+        directory = Directory(app, deployments, sleepers)
         actor_name = ray.get_runtime_context().get_actor_name()
         assert actor_name is not None, "Serve names its replicas"
         router = Router(config, targets, draft, directory, actor_name)

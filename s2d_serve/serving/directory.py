@@ -5,7 +5,7 @@ Asking goes to the executors directly: it takes no place from a sequence and wak
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -37,9 +37,11 @@ class View:
 class Directory:
     """Looks executors up by their names."""
 
-    def __init__(self, app: str, deployments: Sequence[str]) -> None:
+    def __init__(self, app: str, deployments: Sequence[str], sleepers: Collection[str]) -> None:
+        """`sleepers`: deployments that have no replica while nobody asks."""
         self._app = app
         self._deployments = tuple(deployments)
+        self._sleepers = frozenset(sleepers)
         self._seen: dict[str, View] = {}
         self._infos: dict[str, ModelInfo] = {}
         self._seen_at = -FRESH_S
@@ -66,6 +68,8 @@ class Directory:
                 views[deployment] = View("ready", alive[0].info)
             else:
                 state = await asyncio.to_thread(_state_without_executor, self._app, deployment)
+                if state == "loading" and deployment in self._sleepers:
+                    state = "waking"
                 views[deployment] = View(state, self._infos.get(deployment))
         return views
 

@@ -30,10 +30,6 @@ class RankExecutor:
         loaded = await asyncio.to_thread(self._load, shard)
         threading.Thread(target=_follow, args=loaded, daemon=True).start()
 
-    async def pid(self) -> int:
-        """Of this process."""
-        return os.getpid()
-
     async def wait_closed(self) -> None:
         """Never returns: a caller learns of this process's end by the error."""
         await asyncio.Event().wait()

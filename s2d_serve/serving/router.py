@@ -239,7 +239,7 @@ class Router:
     async def _refuse_if_cold(self, target: str) -> None:
         """Refuse at a target without a replica, and leave one lease behind that wakes it."""
         state = (await self._directory.look())[target].state
-        if state not in ("idle", "loading"):
+        if state not in ("idle", "waking", "loading"):
             return
         if target not in self._waking:
             self._waking[target] = spawn(self._wake(target))
@@ -257,8 +257,6 @@ class Router:
 
     async def _refuse_if_down(self, target: str) -> None:
         state = (await self._directory.look())[target].state
-        if state == "loading" and self._config.targets[target].replicas.min == 0:
-            return  # it was asleep, and this request woke it
         if state in ("loading", "unavailable"):
             raise UnavailableError(f"target {target!r} is {state}; try again in a few seconds")
 

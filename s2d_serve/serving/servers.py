@@ -5,7 +5,7 @@ Plain classes; serving/app.py makes deployments of them.
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -65,28 +65,28 @@ class ModelServer:
     replica, counts the load, lets a draining replica finish, and reports a death.
     """
 
-    _config: ModelConfig
-    _watches: dict[str, asyncio.Event]
-    _replica: str
     _executor: Any
     _info: ModelInfo
 
-    def _start(self, executor_class: type, config: ModelConfig, *args: Any, rank: int = 0) -> Any:
+    def __init__(self, config: ModelConfig) -> None:
+        context = serve.get_replica_context()
+        self._config = config
+        self._replica = context.replica_tag
+        self._place = (context.app_name, context.deployment, self._replica)
+        self._watches: dict[str, asyncio.Event] = {}
+
+    def _start(self, executor_class: type, *args: Any, rank: int = 0) -> Any:
         """Start the executor of a rank, in its bundle of the replica's placement group.
 
         Rank 0 is the one that routers talk to.
         """
-        self._watches = {}
-        self._config = config
-        context = serve.get_replica_context()
-        self._replica = context.replica_tag
-        place = (context.app_name, context.deployment, self._replica)
+        config = self._config
         group = get_current_placement_group()
         assert group is not None, "app.py gives every model one"
         return (
             ray.remote(executor_class)
             .options(
-                name=rank_name(*place, rank) if rank else executor_name(*place),
+                name=rank_name(*self._place, rank) if rank else executor_name(*self._place),
                 num_cpus=config.num_cpus,
                 num_gpus=config.num_gpus,
                 resources=config.resources,
@@ -96,14 +96,16 @@ class ModelServer:
             .remote(*args)
         )
 
-    async def _load(self, *loads: Any) -> None:
-        """Wait for the executors' `load` calls, the one of `_executor` first."""
+    async def _load(self, executors: Sequence[Any], loads: Sequence[Any]) -> None:
+        """Wait for the executors' `load` calls, that of rank 0 first; then end with any of them."""
         try:
             self._info, *_ = await asyncio.gather(*map(value_of, loads))
         except RayTaskError as error:
             if isinstance(error.cause, S2DError):
                 raise type(error.cause)(str(error.cause)) from None
             raise
+        for executor in executors:
+            spawn(self._end_with(executor))
 
     async def lease(self, sequence_id: str, router: str) -> AsyncGenerator[Lease, None]:
         """Yields one lease, then stays open until the caller ends the call, or is dead: of that
@@ -154,13 +156,14 @@ class TargetServer(ModelServer):
     """One target."""
 
     async def __init__(self, name: str, config: TargetConfig) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._executor = self._start(TargetExecutor, config, name, config)
+        super().__init__(config)
+        self._executor = self._start(TargetExecutor, name, config)
         if config.tensor_parallel_size == 1:
             executors = [self._executor]
             loads = [self._executor.load.remote()]
         else:
             executors = [self._executor] + [
-                self._start(RankExecutor, config, config, rank=rank)
+                self._start(RankExecutor, config, rank=rank)
                 for rank in range(1, config.tensor_parallel_size)
             ]
             hosts = await asyncio.gather(*(_host_of(executor) for executor in executors))
@@ -169,9 +172,7 @@ class TargetServer(ModelServer):
                 executor.load.remote(Shard(rank, len(executors), hosts[0], port, hosts[rank]))
                 for rank, executor in enumerate(executors)
             ]
-        await self._load(*loads)
-        for executor in executors:
-            spawn(self._end_with(executor))
+        await self._load(executors, loads)
 
 
 class DraftServer(ModelServer):
@@ -180,6 +181,6 @@ class DraftServer(ModelServer):
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, config: DraftConfig, targets: Mapping[str, SpeculationConfig]
     ) -> None:
-        self._executor = self._start(DraftExecutor, config, config, targets)
-        await self._load(self._executor.load.remote())
-        spawn(self._end_with(self._executor))
+        super().__init__(config)
+        self._executor = self._start(DraftExecutor, config, targets)
+        await self._load([self._executor], [self._executor.load.remote()])

@@ -54,7 +54,7 @@ class Service:
     async def states(self) -> tuple[dict[str, State], State | None]:
         """Of each target, and of the draft (None: the deployment has none)."""
         views = await self._directory.look()
-        targets = {name: self._state(name, views) for name in self.config.targets}
+        targets = {name: views[name].state for name in self.config.targets}
         return targets, views[DRAFT].state if self.config.draft is not None else None
 
     async def cards(self) -> list[ModelCard]:
@@ -65,7 +65,7 @@ class Service:
                 name,
                 self._created,
                 target.max_context,
-                self._state(name, views),
+                views[name].state,
                 _weights_card(target, views[name].info),
                 self._draft_card(target, views),
             )
@@ -75,12 +75,6 @@ class Service:
     def new_id(self) -> str:
         """Id of a response."""
         return uuid.uuid4().hex
-
-    def _state(self, target: str, views: Mapping[str, View]) -> State:
-        state = views[target].state
-        if state == "loading" and self.config.targets[target].replicas.min == 0:
-            return "waking"
-        return state
 
     def _draft_card(self, target: TargetConfig, views: Mapping[str, View]) -> DraftCard | None:
         draft = self.config.draft

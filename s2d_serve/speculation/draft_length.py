@@ -193,21 +193,19 @@ class DraftLengthPolicy:
         if not self.adaptive or not sequences:
             return [self.max_draft_tokens] * len(sequences)
         reached = [self._reach(sequence) for sequence in sequences]
-        best_length, best_rate = 0, 0.0
-        for length in range(self.max_draft_tokens + 1):
-            rate = self._tokens_per_second([(row[:length], True) for row in reached])
-            if math.isnan(rate):
-                return [min(PROBE_TOKENS, self.max_draft_tokens)] * len(sequences)
-            if rate > best_rate:
-                best_length, best_rate = length, rate
+        num_probe = min(PROBE_TOKENS, self.max_draft_tokens)
+        rates = self._rates(reached)
+        if rates is None:
+            return [num_probe] * len(sequences)
+        best_rate = max(rates)
+        best_length = rates.index(best_rate)
         if best_length > 0:
             self.rest_rounds = MIN_REST_ROUNDS
         else:
-            num_probe = min(PROBE_TOKENS, self.max_draft_tokens)
             full = [([1.0] * num_probe, True)] * len(sequences)
             promising = self.promising and self._tokens_per_second(full) > best_rate
             if probe and not promising:
-                self.rest_rounds = min(2 * self.rest_rounds, MAX_REST_ROUNDS)
+                self._rest_longer()
             if probe or promising:
                 best_length = num_probe
         return [best_length] * len(sequences)
@@ -217,7 +215,7 @@ class DraftLengthPolicy:
         was.
         """
         if probe:
-            self.rest_rounds = min(2 * self.rest_rounds, MAX_REST_ROUNDS)
+            self._rest_longer()
         if self.verify_s.seconds:
             self.probe_budget_s += PROBE_SHARE * self.rest_rounds * self.verify_s(1)
         return self.rest_rounds
@@ -239,12 +237,8 @@ class DraftLengthPolicy:
         """
         if not self.adaptive or math.isnan(self.read_token_s):
             return True
-        reached = self._reach(sequence)
-        rates = [
-            self._tokens_per_second([(reached[:length], True)])
-            for length in range(self.max_draft_tokens + 1)
-        ]
-        if any(math.isnan(rate) for rate in rates):
+        rates = self._rates([self._reach(sequence)])
+        if rates is None:
             return True
         saved_s = 1 / rates[0] - 1 / max(rates)
         expected = min(num_left, max(self.output_tokens - num_made, num_made))
@@ -314,6 +308,19 @@ class DraftLengthPolicy:
             if chosen[i]:
                 rows[i] = (found[i][: chosen[i]], False)
         return chosen
+
+    def _rest_longer(self) -> None:
+        self.rest_rounds = min(2 * self.rest_rounds, MAX_REST_ROUNDS)
+
+    def _rates(self, reached: Sequence[Sequence[float]]) -> list[float] | None:
+        """Expected tokens per second of a round at each length, 0 first; None while a cost is
+        unknown.
+        """
+        rates = [
+            self._tokens_per_second([(row[:length], True) for row in reached])
+            for length in range(self.max_draft_tokens + 1)
+        ]
+        return None if any(map(math.isnan, rates)) else rates
 
     def _reach(self, sequence: AcceptanceEstimate) -> list[float]:
         return reach(self.acceptance, sequence, PRIOR_ACCEPTANCE, self.max_draft_tokens)

@@ -38,27 +38,19 @@ RAY = Path(sys.executable).with_name("ray")
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """The network, and the Ray nodes on it."""
+    """The service, on the head of a network."""
 
     network: Network
-    nodes: dict[str, "subprocess.Popen[bytes]"]
-    """`ray start --block`, by host."""
 
-    def control(self, *command: str) -> str:
-        """Run a command of tests/hosts/control.py on the head; what it prints."""
+    def deploy(self, args: Path) -> None:
+        """Run an app with these `args`."""
         address = f"{self.network.address('head')}:{GCS_PORT}"
         whole = self.network.command(
-            "head", [sys.executable, "-m", "tests.hosts.control", address, *command]
+            "head",
+            [sys.executable, "-m", "tests.hosts.deploy", address, str(args), str(HTTP_PORT)],
         )
         done = subprocess.run(whole, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
         assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    def pids(self, prefix: str) -> list[int]:
-        """Processes of the actors whose names begin so."""
-        lines = self.control("pids").splitlines()
-        found: dict[str, int] = json.loads(lines[-1])
-        return [pid for name, pid in found.items() if name.startswith(prefix)]
 
     def ask(self, model: str, **body: Any) -> dict[str, Any]:
         """A completion, asked for on the head."""
@@ -95,10 +87,10 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         try:
             for host in HOSTS:
                 nodes[host] = _start_node(network, host, folder)
-            found = Hosts(network, nodes)
+            found = Hosts(network)
             args = folder / "args.json"
             args.write_text(json.dumps(_args(folder)))
-            found.control("deploy", str(args), str(HTTP_PORT))
+            found.deploy(args)
             found.await_ready()
             yield found
             network.set_links(Link())

@@ -5,8 +5,8 @@ Each host has an address of its own and nothing else: all traffic between hosts 
 process of ours passes on (`python -m tests.hosts.network` is that process).
 
 with Network(["head", "draft"]) as network:
-    network.run("draft", ["hostname"])
-    network.set_link("head", "draft", delay_s=0.02)
+    subprocess.run(network.command("draft", ["ip", "addr"]))
+    network.set_link("head", "draft", Link(delay_s=0.02))
     with network.inside("head"):
         httpx.get("http://10.77.0.1:8000/ready")
 """

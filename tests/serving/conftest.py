@@ -1,6 +1,7 @@
 """A real Ray cluster on this machine, and apps with tiny targets on it."""
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -97,14 +98,37 @@ def _is_ready(url: str) -> bool:
     return answer.status_code == 200 and answer.json().get("draft", "?") in ("ready", None)
 
 
-def executor_pids(deployment: str) -> list[int]:
-    """Processes of the executors behind a deployment."""
-    prefix = f"{EXECUTOR_PREFIX}:{APP}:{deployment}:"
-    found = [
+def actors(prefix: str) -> list[Any]:
+    """Handles of the actors whose names begin so."""
+    return [
         ray.get_actor(entry["name"], entry["namespace"])
         for entry in list_named_actors(all_namespaces=True)
         if entry["name"].startswith(prefix)
     ]
+
+
+def pids(prefix: str) -> list[int]:
+    """Processes of these actors."""
+    found: list[int] = ray.get(
+        [actor.__ray_call__.remote(lambda _: os.getpid()) for actor in actors(prefix)]
+    )
     assert found
-    statuses: list[Any] = ray.get([handle.status.remote() for handle in found])
-    return [status.pid for status in statuses]
+    return found
+
+
+def executor_pids(deployment: str) -> list[int]:
+    """Processes of the executors behind a deployment."""
+    return pids(f"{EXECUTOR_PREFIX}:{APP}:{deployment}:")
+
+
+def await_nothing_held(num_executors: int, timeout_s: float) -> None:
+    """Until there are so many executors, and none holds a sequence: nobody waits for any."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = actors(f"{EXECUTOR_PREFIX}:{APP}:")
+        statuses: list[Any] = ray.get([actor.status.remote() for actor in found])
+        held = [(status.info.name, status.num_sequences) for status in statuses]
+        if len(held) == num_executors and not any(number for _, number in held):
+            return
+        assert time.monotonic() < deadline, held
+        time.sleep(0.3)

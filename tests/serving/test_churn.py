@@ -12,11 +12,16 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import ray
 
-from s2d_serve.serving.servers import EXECUTOR_PREFIX
-from tests.serving.conftest import APP, Deploy, await_ready
-from tests.serving.test_fault_table import SERVE_REPLICA, actors, pids
+from tests.serving.conftest import (
+    APP,
+    Deploy,
+    await_nothing_held,
+    await_ready,
+    executor_pids,
+    pids,
+)
+from tests.serving.test_fault_table import SERVE_REPLICA
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -100,7 +105,7 @@ async def kill(end: float) -> int:
     while time.monotonic() + KILL_EVERY_S < end:
         await asyncio.sleep(KILL_EVERY_S)
         for target in TARGETS:
-            found = await asyncio.to_thread(pids, f"{EXECUTOR_PREFIX}:{APP}:{target}:")
+            found = await asyncio.to_thread(executor_pids, target)
             os.kill(random.choice(found), signal.SIGKILL)
             num_killed += 1
     return num_killed
@@ -139,7 +144,7 @@ async def test_streams_survive_the_deaths_of_replicas(url: str) -> None:
                 )
                 expected[json.dumps(body)] = answer.json()["choices"][0]["text"]
         (router,) = await asyncio.to_thread(pids, f"{SERVE_REPLICA}{APP}#router#")
-        (draft,) = await asyncio.to_thread(pids, f"{EXECUTOR_PREFIX}:{APP}:draft:")
+        (draft,) = await asyncio.to_thread(executor_pids, "draft")
         seen, end = Seen(), time.monotonic() + CHURN_S
         measured = asyncio.create_task(memory(router, draft, end))
         killed = asyncio.create_task(kill(end))
@@ -152,12 +157,5 @@ async def test_streams_survive_the_deaths_of_replicas(url: str) -> None:
     assert seen.wrong == []
     assert seen.num_streams > NUM_STREAMS
     await asyncio.to_thread(await_ready, url)
-    deadline = time.monotonic() + 30
-    while True:
-        statuses = ray.get([a.status.remote() for a in actors(f"{EXECUTOR_PREFIX}:{APP}:")])
-        held = [status.num_sequences for status in statuses]
-        if len(held) == 2 * len(TARGETS) + 1 and not any(held):
-            break
-        assert time.monotonic() < deadline, held
-        await asyncio.sleep(0.5)
+    await asyncio.to_thread(await_nothing_held, 2 * len(TARGETS) + 1, 30)
     assert slope(points) < MAX_SLOPE_MB_PER_MIN

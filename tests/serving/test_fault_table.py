@@ -3,6 +3,7 @@
 `make test-faults` prints how long each recovery took.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -13,11 +14,16 @@ from typing import Any
 
 import httpx
 import pytest
-import ray
-from ray.util import list_named_actors
 
-from s2d_serve.serving.servers import EXECUTOR_PREFIX, RANK_PREFIX
-from tests.serving.conftest import APP, Deploy, await_ready
+from s2d_serve.serving.servers import RANK_PREFIX
+from tests.serving.conftest import (
+    APP,
+    Deploy,
+    await_nothing_held,
+    await_ready,
+    executor_pids,
+    pids,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
@@ -75,30 +81,12 @@ def recoveries() -> Iterator[list[tuple[str, str, str, float, float]]]:
         print(f"| {' | '.join(names)} | {silence_s:.1f} | {ready_s:.1f} |")
 
 
-def actors(prefix: str) -> list[Any]:
-    """Handles of the actors whose names begin so."""
-    return [
-        ray.get_actor(entry["name"], entry["namespace"])
-        for entry in list_named_actors(all_namespaces=True)
-        if entry["name"].startswith(prefix)
-    ]
-
-
-def pids(prefix: str) -> list[int]:
-    """Processes of these actors."""
-    found: list[int] = ray.get(
-        [actor.__ray_call__.remote(lambda _: os.getpid()) for actor in actors(prefix)]
-    )
-    assert found
-    return found
-
-
 def victims(fault: str, target: str) -> list[int]:
     """Processes that a fault strikes."""
     deployment = "draft" if fault.startswith("draft") else target
     match fault.rsplit(" ", 1)[0]:
         case "draft executor" | "target executor":
-            return pids(f"{EXECUTOR_PREFIX}:{APP}:{deployment}:")
+            return executor_pids(deployment)
         case "draft replica" | "target replica":
             return pids(f"{SERVE_REPLICA}{APP}#{deployment}#")
         case "rank 1":
@@ -129,18 +117,6 @@ def stream(url: str, target: str, num_chunks: int, strike: Callable[[], None]) -
             if seen == num_chunks:
                 strike()
     return text, silence_s
-
-
-def assert_nothing_is_left(timeout_s: float = 20) -> None:
-    """No executor holds a sequence that nobody waits for."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        statuses = ray.get([a.status.remote() for a in actors(f"{EXECUTOR_PREFIX}:{APP}:")])
-        held = {status.info.name: status.num_sequences for status in statuses}
-        if len(held) == len(KINDS) + 1 and not any(held.values()):
-            return
-        assert time.monotonic() < deadline, held
-        time.sleep(0.3)
 
 
 CASES = [
@@ -178,15 +154,8 @@ def test_a_fault_costs_time_only(
         assert text == expected
         await_ready(url)
         recoveries.append((fault, moment, kind, silence_s, time.monotonic() - started))
-        assert_nothing_is_left()
+        await_nothing_held(len(KINDS) + 1, timeout_s=20)
     finally:
         for pid in struck:
-            with_suppressed_kill(pid, signal.SIGCONT)
-
-
-def with_suppressed_kill(pid: int, number: signal.Signals) -> None:
-    """Signal a process that may be gone."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)

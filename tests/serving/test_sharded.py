@@ -1,17 +1,15 @@
 """A target over two ranks: the unsharded one's text, and the end of any rank is survived."""
 
-import os
 import signal
 import time
 from typing import Any
 
 import httpx
+import psutil
 import pytest
-import ray
-from ray.util import list_named_actors
 
 from s2d_serve.serving.servers import RANK_PREFIX
-from tests.serving.conftest import APP, Deploy, await_ready, executor_pids
+from tests.serving.conftest import APP, Deploy, await_ready, executor_pids, pids
 from tests.serving.test_faults import ASK, disturbed, send
 
 pytestmark = pytest.mark.ray
@@ -41,13 +39,7 @@ def text_of(url: str, model: str, **body: Any) -> tuple[str, dict[str, Any]]:
 
 def rank_pids() -> list[int]:
     """Processes of the ranks beside rank 0."""
-    found = [
-        ray.get_actor(entry["name"], entry["namespace"])
-        for entry in list_named_actors(all_namespaces=True)
-        if entry["name"].startswith(f"{RANK_PREFIX}:{APP}:tiny-sharded:")
-    ]
-    pids: list[int] = ray.get([handle.pid.remote() for handle in found])
-    return pids
+    return pids(f"{RANK_PREFIX}:{APP}:tiny-sharded:")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -84,15 +76,7 @@ def test_a_lost_rank_costs_time_only(url: str, undisturbed: str, fault: str) -> 
     assert text == undisturbed
     await_ready(url)
     deadline = time.monotonic() + 10
-    while any(is_alive(pid) for pid in leader + follower):
+    while any(psutil.pid_exists(pid) for pid in leader + follower):
         assert time.monotonic() < deadline, "no rank outlives its replica"
         time.sleep(0.1)
     assert len(rank_pids()) == 1
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
