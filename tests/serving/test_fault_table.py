@@ -54,9 +54,9 @@ def url(deploy: Deploy, tiny_args: dict[str, Any]) -> str:
     whole = {**tiny_args["targets"]["tiny"], "prefill_chunk": 64}
     sharded = {**whole, "tensor_parallel_size": 2, "collective_timeout_s": 3}
     limits = {"ttft_s": 110, "idle_s": 110}
-    return deploy(
-        {**tiny_args, "targets": {"tiny": whole, "tiny-sharded": sharded}, "limits": limits}
-    )
+    targets = {"tiny": whole, "tiny-sharded": sharded}
+    router = {"draft_patience_s": 1.0, "draft_retry_s": 0.5}
+    return deploy({**tiny_args, "targets": targets, "limits": limits, "router": router})
 
 
 @pytest.fixture(scope="module")

@@ -24,14 +24,14 @@ ASK = {
     "ignore_eos": True,
 }
 PATIENCE_S = 1.0
-SLACK_S = 3.0
+SLACK_S = 10.0
 """For processes that start beside the measurement on a busy machine."""
 
 
 @pytest.fixture(scope="module")
 def url(deploy: Deploy, tiny_args: dict[str, Any]) -> str:
-    """The tiny app."""
-    return deploy(tiny_args)
+    """The tiny app, with little patience."""
+    return deploy(tiny_args | {"router": {"draft_patience_s": PATIENCE_S, "draft_retry_s": 0.5}})
 
 
 @pytest.fixture(scope="module")
