@@ -157,6 +157,8 @@ class TargetConfig(ModelConfig):
     """Nodes of the ranks: as few as may be, as many, or one for each rank and no other way."""
     collective_timeout_s: float = Field(default=30.0, gt=0)
     """A rank that does not answer the others for so long ends the replica."""
+    patience_s: float = Field(default=60.0, ge=0)
+    """How long a sequence waits for a target that served before and now has no live replica."""
     cold_start: Literal["wait", "refuse"] = "wait"
     """What a request finds at a target without replicas, which it wakes: it waits, or gets 503 with
     Retry-After.

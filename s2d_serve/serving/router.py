@@ -27,8 +27,8 @@ from s2d_serve.speculation.params import SamplingParams
 
 log = logging.getLogger("s2d_serve")
 
-MAX_OPENINGS = 5
-"""Targets that one sequence may lose before it is given up."""
+MAX_LOST = 5
+"""Replicas that one sequence may lose without a token between before it is given up."""
 STATE_CHECK_S = 2.0
 """A place that takes longer to come may be that of a target that is down."""
 REOPEN_PAUSE_S = 0.1
@@ -123,25 +123,30 @@ class Router:
         sequence = self._sequence(generation)
         delivered = list(generation.prompt_token_ids)
         deadline = self._clock() + self._config.limits.ttft_s
-        for opening in range(MAX_OPENINGS):
+        num_lost = 0
+        is_recovery = False
+        while num_lost < MAX_LOST:
             try:
                 async with (
-                    self._lease(generation.target, sequence, deadline, opening > 0) as target,
+                    self._lease(generation.target, sequence, deadline, is_recovery) as target,
                     self._placed(sequence, target, generation),
                 ):
                     while True:
                         outcome = await self._next(sequence, deadline)
+                        num_lost = 0
                         deadline = self._clock() + self._config.limits.idle_s
                         delivered += outcome.token_ids
                         yield outcome
                         if outcome.finish_reason is not None:
                             return
             except ReplicaLostError:
-                await asyncio.sleep(min(REOPEN_PAUSE_S * 2**opening, deadline - self._clock()))
+                await asyncio.sleep(min(REOPEN_PAUSE_S * 2**num_lost, deadline - self._clock()))
+                num_lost += 1
+                is_recovery = True
                 sequence = self._sequence(generation)
                 sequence.token_ids[:] = delivered
         raise UnavailableError(
-            f"target {generation.target!r} lost {MAX_OPENINGS} replicas in a row; try again later"
+            f"target {generation.target!r} lost {MAX_LOST} replicas in a row; try again later"
         )
 
     def _sequence(self, generation: Generation) -> LiveSequence:
@@ -216,13 +221,7 @@ class Router:
         stream = self._open_lease(self._targets[target], sequence.sequence_id)
         waiting = asyncio.ensure_future(stream.__anext__())
         try:
-            while not waiting.done():
-                left_s = deadline - self._clock()
-                if left_s <= 0:
-                    raise DeadlineError(f"no free place at target {target!r} in time; try later")
-                await asyncio.wait([waiting], timeout=min(left_s, STATE_CHECK_S))
-                if not waiting.done() and not is_recovery:
-                    await self._refuse_if_down(target)
+            await self._wait_for_place(waiting, target, deadline)
             lease = _granted(waiting, target)
             watch = asyncio.ensure_future(_report_loss(stream, sequence))
             try:
@@ -232,6 +231,27 @@ class Router:
         finally:
             waiting.cancel()
             stream.cancel()
+
+    async def _wait_for_place(
+        self, waiting: "asyncio.Future[Lease]", target: str, deadline: float
+    ) -> None:
+        """Until Serve has found a replica, for as long as there is hope of one."""
+        patience_s = self._config.targets[target].patience_s
+        last_seen = self._clock()
+        while not waiting.done():
+            now = self._clock()
+            if now >= deadline:
+                raise DeadlineError(f"no free place at target {target!r} in time; try later")
+            await asyncio.wait([waiting], timeout=min(deadline - now, STATE_CHECK_S))
+            if waiting.done():
+                return
+            view = (await self._directory.look())[target]
+            if view.state not in ("loading", "unavailable"):
+                last_seen = self._clock()
+            elif view.info is None or self._clock() - last_seen > patience_s:
+                raise UnavailableError(
+                    f"target {target!r} is {view.state}; try again in a few seconds"
+                )
 
     def _open_lease(self, deployment: Any, sequence_id: str) -> Any:
         return deployment.options(stream=True).lease.remote(sequence_id, self._actor_name)
@@ -254,11 +274,6 @@ class Router:
         finally:
             stream.cancel()
             del self._waking[target]
-
-    async def _refuse_if_down(self, target: str) -> None:
-        state = (await self._directory.look())[target].state
-        if state in ("loading", "unavailable"):
-            raise UnavailableError(f"target {target!r} is {state}; try again in a few seconds")
 
     async def _next(self, sequence: LiveSequence, deadline: float) -> Outcome:
         try:
