@@ -84,6 +84,8 @@ class LaneEnds:
     """Actor handle of a DraftExecutor; None: the target decodes alone."""
     decode_steps: int
     config: RouterConfig
+    is_apart: bool = False
+    """Router and executors are not all on one node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,9 @@ class Lane:
         self._verify_costs: deque[tuple[int, float]] = deque(maxlen=MAX_REMEMBERED_COSTS)
         self._draft_is_lost = False
         self._draft_attempt = 0
+        if ends.is_apart and ends.draft is not None:
+            ends.draft.meet.remote(lane_id, ends.target)
+            ends.target.meet.remote(lane_id, ends.draft)
         self._task = spawn(self._run())
 
     def add(self, sequence: LiveSequence) -> None:
@@ -184,16 +189,17 @@ class Lane:
 
     def _submit(self, sequences: list[LiveSequence]) -> Round:
         """Send off a round; object references tie it to the one before."""
+        number = next(self._round_numbers)
         proposals = []
         if self.is_drafting:
-            proposals.append(self._ask_draft(sequences))
+            proposals.append(self._ask_draft(number, sequences))
         else:
             self._unlearned = None
             for sequence in sequences:
                 sequence.is_drafted = False
         call = VerifyCall(
             self.lane_id,
-            next(self._round_numbers),
+            number,
             tuple(sequence.start() for sequence in sequences if not sequence.is_joined),
             tuple(SequenceRef(sequence.sequence_id, sequence.epoch) for sequence in sequences),
             num_steps=1 if proposals else self._ends.decode_steps,
@@ -207,11 +213,13 @@ class Lane:
             self._unlearned = reply
         return Round(reply, frozenset(sequence.sequence_id for sequence in sequences))
 
-    def _ask_draft(self, sequences: list[LiveSequence]) -> Any:
+    def _ask_draft(self, number: int, sequences: list[LiveSequence]) -> Any:
         """Reference to the round's DraftReply; the draft learns of the last round by itself."""
         assert self._ends.draft is not None
         wanted = [sequence for sequence in sequences if sequence.max_draft_tokens]
         call = DraftCall(
+            self.lane_id,
+            number,
             tuple(sequence.start() for sequence in wanted if not sequence.is_drafted),
             DraftRequest(
                 self._ends.target_name,
