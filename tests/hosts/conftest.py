@@ -1,5 +1,6 @@
 """A Ray cluster over hosts with addresses of their own, and a service on it."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.engine.tiny import nested_model, save_tiny
 from tests.hosts.network import Link, Network, may_make_hosts
 
-HOSTS = ("head", "draft", "target", "rank-a", "rank-b")
+HOSTS = ("head", "draft", "target-a", "target-b", "rank-a", "rank-b")
 GCS_PORT = 6379
 HTTP_PORT = 8000
 URL = f"http://127.0.0.1:{HTTP_PORT}"
@@ -41,14 +43,45 @@ class Hosts:
     """The service, on the head of a network."""
 
     network: Network
+    folder: Path
+    nodes: "dict[str, subprocess.Popen[bytes]]"
+
+    def start(self, host: str) -> None:
+        """Start Ray there."""
+        self.nodes[host] = _start_node(self.network, host, self.folder)
+
+    def kill(self, host: str) -> None:
+        """All that runs there is gone at once."""
+        os.killpg(self.nodes[host].pid, signal.SIGKILL)
+        self.nodes.pop(host).wait(20)
+
+    def drain(self, host: str, deadline_s: int) -> None:
+        """Tell Ray that this node goes away, as an autoscaler does."""
+        where = [self._gcs, self.network.address(host)]
+        self._on_head([sys.executable, "-m", "tests.hosts.drain", *where, str(deadline_s)])
+
+    def place_of(self, process: str) -> set[str]:
+        """Hosts on which a process of this name runs, such as `ray::TargetExecutor`."""
+        found = set()
+        for host, node in self.nodes.items():
+            for child in psutil.Process(node.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if process in " ".join(child.cmdline()):
+                        found.add(host)
+        return found
 
     def deploy(self, args: Path) -> None:
         """Run an app with these `args`."""
-        address = f"{self.network.address('head')}:{GCS_PORT}"
-        whole = self.network.command(
-            "head",
-            [sys.executable, "-m", "tests.hosts.deploy", address, str(args), str(HTTP_PORT)],
+        self._on_head(
+            [sys.executable, "-m", "tests.hosts.deploy", self._gcs, str(args), str(HTTP_PORT)]
         )
+
+    @property
+    def _gcs(self) -> str:
+        return f"{self.network.address('head')}:{GCS_PORT}"
+
+    def _on_head(self, command: list[str]) -> None:
+        whole = self.network.command("head", command)
         done = subprocess.run(whole, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
         assert done.returncode == 0, done.stderr[-3000:]
 
@@ -77,17 +110,16 @@ class Hosts:
 
 @pytest.fixture(scope="session")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    """Five hosts, and the service: router, draft, one whole target, one over two hosts."""
+    """The service on its hosts: router, draft, a whole target, one over two; and one to spare."""
     if not may_make_hosts():
         pytest.skip("needs root and /dev/net/tun")
     folder = tmp_path_factory.mktemp("hosts")
     RAY_FOLDER.mkdir()
     with Network(HOSTS) as network:
-        nodes: dict[str, subprocess.Popen[bytes]] = {}
+        found = Hosts(network, folder, {})
         try:
             for host in HOSTS:
-                nodes[host] = _start_node(network, host, folder)
-            found = Hosts(network)
+                found.start(host)
             args = folder / "args.json"
             args.write_text(json.dumps(_args(folder)))
             found.deploy(args)
@@ -95,7 +127,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
             yield found
             network.set_links(Link())
         finally:
-            _stop(list(nodes.values()))
+            _stop(list(found.nodes.values()))
             shutil.rmtree(RAY_FOLDER, ignore_errors=True)
 
 

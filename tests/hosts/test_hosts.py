@@ -95,3 +95,61 @@ def test_a_link_that_is_cut_for_a_while_costs_time_only(
     assert text == expected
     print(f"{a} - {b}: {seconds:.1f} s")
     hosts.await_ready()
+
+
+TARGET = "TargetExecutor"
+
+
+def place_of_whole_target(hosts: Hosts) -> str:
+    """The host of `tiny`, which is on none of those for ranks."""
+    (host,) = {host for host in hosts.place_of(TARGET) if host.startswith("target")}
+    return host
+
+
+def test_a_drained_node_fails_no_request(hosts: Hosts) -> None:
+    """Its replica is replaced elsewhere before it ends."""
+    hosts.await_ready()
+    expected, _, _ = timed(hosts, "tiny")
+    host = place_of_whole_target(hosts)
+    texts: list[str] = []
+    is_over = threading.Event()
+
+    def load() -> None:
+        while not is_over.is_set():
+            texts.append(timed(hosts, "tiny")[0])
+
+    clients = [threading.Thread(target=load) for _ in range(3)]
+    for client in clients:
+        client.start()
+    time.sleep(1)
+    started = time.monotonic()
+    hosts.drain(host, deadline_s=120)
+    while host in hosts.place_of(TARGET):
+        assert time.monotonic() - started < 120
+        time.sleep(0.5)
+    print(f"{host} empty after {time.monotonic() - started:.1f} s, {len(texts)} requests")
+    time.sleep(2)
+    is_over.set()
+    for client in clients:
+        client.join()
+    assert set(texts) == {expected}
+    assert len(texts) > len(clients)
+    assert place_of_whole_target(hosts) != host
+    hosts.kill(host)
+    hosts.start(host)
+
+
+def test_a_lost_node_costs_time_only(hosts: Hosts) -> None:
+    """The target goes on where it was, on another host."""
+    hosts.await_ready()
+    expected, _, _ = timed(hosts, "tiny")
+    host = place_of_whole_target(hosts)
+    loss = threading.Timer(0.3, lambda: hosts.kill(host))
+    loss.start()
+    text, seconds, _ = timed(hosts, "tiny")
+    loss.join()
+    assert text == expected
+    print(f"{host} lost: {seconds:.1f} s")
+    assert place_of_whole_target(hosts) != host
+    hosts.start(host)
+    hosts.await_ready()

@@ -14,11 +14,13 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
 
-from s2d_serve.serving.servers import RANK_PREFIX
+from s2d_serve.serving.servers import EXECUTOR_PREFIX, RANK_PREFIX
 from tests.serving.conftest import (
     APP,
     Deploy,
+    actors,
     await_nothing_held,
     await_ready,
     executor_pids,
@@ -44,17 +46,22 @@ FAULTS = (
     "controller killed",
     "router killed",
 )
+NUM_EXECUTORS = 5
+"""That answer calls: two replicas of one target, one of each other and of the draft."""
+SPARE_S = 3.0
+"""Silence of a stream whose target has another replica."""
 SERVE_REPLICA = "SERVE_REPLICA::"
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 
 
 @pytest.fixture(scope="module")
 def url(deploy: Deploy, tiny_args: dict[str, Any]) -> str:
-    """A target in one process and the same one over two ranks."""
+    """A target in one process, the same one over two ranks, and with two replicas."""
     whole = {**tiny_args["targets"]["tiny"], "prefill_chunk": 64}
     sharded = {**whole, "tensor_parallel_size": 2, "collective_timeout_s": 3}
     limits = {"ttft_s": 110, "idle_s": 110}
-    targets = {"tiny": whole, "tiny-sharded": sharded}
+    spare = {**whole, "replicas": {"min": 2, "max": 2}}
+    targets = {"tiny": whole, "tiny-sharded": sharded, "tiny-spare": spare}
     router = {"draft_patience_s": 1.0, "draft_retry_s": 0.5}
     return deploy({**tiny_args, "targets": targets, "limits": limits, "router": router})
 
@@ -154,8 +161,29 @@ def test_a_fault_costs_time_only(
         assert text == expected
         await_ready(url)
         recoveries.append((fault, moment, kind, silence_s, time.monotonic() - started))
-        await_nothing_held(len(KINDS) + 1, timeout_s=20)
+        await_nothing_held(NUM_EXECUTORS, timeout_s=20)
     finally:
         for pid in struck:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+def test_a_spare_replica_takes_over_at_once(
+    url: str, expected: str, recoveries: list[tuple[str, str, str, float, float]]
+) -> None:
+    """The executor that has the sequence dies."""
+    await_ready(url)
+
+    def strike() -> None:
+        found = actors(f"{EXECUTOR_PREFIX}:{APP}:tiny-spare:")
+        statuses: list[Any] = ray.get([actor.status.remote() for actor in found])
+        (busy,) = (status.pid for status in statuses if status.num_sequences)
+        os.kill(busy, signal.SIGKILL)
+
+    started = time.monotonic()
+    text, silence_s = stream(url, "tiny-spare", MOMENTS["streaming"], strike)
+    assert text == expected
+    assert silence_s < SPARE_S
+    await_nothing_held(NUM_EXECUTORS, timeout_s=60)
+    seconds = time.monotonic() - started
+    recoveries.append(("target executor killed", "streaming", "tiny-spare", silence_s, seconds))
