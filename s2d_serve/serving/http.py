@@ -231,7 +231,9 @@ class Exchange:
 
 def _has_news(piece: Choice) -> bool:
     """Whether a chunk would tell the client anything: text may be held back for a while."""
-    return bool(piece.text or piece.logprobs or piece.token_ids or piece.finish_reason)
+    return bool(
+        piece.text or piece.logprobs or piece.token_ids or piece.rounds or piece.finish_reason
+    )
 
 
 async def _chain(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
