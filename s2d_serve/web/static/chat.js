@@ -1,0 +1,109 @@
+// The playground: a chat with a target whose rounds are shown as they come.
+
+import { streamChat } from "./api.js";
+import { Answer, element, inspectNothing, inspectRound } from "./answer.js";
+import { Counts, shown } from "./counts.js";
+
+const byId = (id) => document.getElementById(id);
+
+/** Wires the playground up; `app` gives settings, exits and a place for errors. */
+export function startChat(app) {
+  const log = byId("log");
+  const message = byId("message");
+  const inspector = byId("inspector");
+  let turns = [];
+  let running = null;
+
+  showCounts(byId("chat-counts"), new Counts());
+  inspectNothing(inspector);
+
+  byId("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    send();
+  });
+  message.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      send();
+    }
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") running?.abort();
+  });
+  byId("stop").addEventListener("click", () => running?.abort());
+  byId("new-chat").addEventListener("click", () => {
+    running?.abort();
+    turns = [];
+    log.replaceChildren();
+    byId("strip").replaceChildren();
+    showCounts(byId("chat-counts"), new Counts());
+    inspectNothing(inspector);
+    message.focus();
+  });
+
+  async function send() {
+    const text = message.value.trim();
+    if (!text || running || !app.settingsAreValid()) return;
+    app.clearError();
+    message.value = "";
+    const asked = [...turns, { role: "user", content: text }];
+    log.append(element("div", { className: "turn user" }, text));
+    const box = element("div", { className: "turn target" });
+    log.append(box);
+    box.scrollIntoView({ block: "end" });
+    setRunning(new AbortController());
+    try {
+      const written = await stream(box, asked);
+      turns = [...asked, { role: "assistant", content: written }];
+    } catch (error) {
+      if (error.name !== "AbortError") app.showError(error);
+      if (!box.childElementCount) {
+        box.remove();
+        log.lastElementChild.remove();
+        message.value = text;
+      } else {
+        turns = [...asked, { role: "assistant", content: box.textContent }];
+      }
+    } finally {
+      setRunning(null);
+    }
+  }
+
+  async function stream(box, messages) {
+    const request = { ...app.request(), messages };
+    const exits = app.exitLayers();
+    const inspect = (...round) => inspectRound(inspector, ...round);
+    const answer = new Answer(box, byId("strip"), exits, inspect);
+    const counts = new Counts();
+    let written = "";
+    box.setAttribute("role", "group");
+    box.setAttribute("aria-label", "Answer; arrow keys go through its tokens");
+    app.announce("The answer is being written.");
+    for await (const body of streamChat(request, running.signal)) {
+      written += body.choices[0]?.delta.content ?? "";
+      for (const round of body.s2d?.rounds ?? []) {
+        answer.add(round);
+        counts.add(round);
+      }
+      showCounts(byId("chat-counts"), counts);
+    }
+    app.announce(`The answer is complete: ${counts.tokens} tokens in ${counts.rounds} rounds.`);
+    return written;
+  }
+
+  function setRunning(controller) {
+    running = controller;
+    byId("send").hidden = Boolean(controller);
+    byId("stop").hidden = !controller;
+    app.setBusy(Boolean(controller));
+  }
+}
+
+/** Fill a description list with counts. */
+export function showCounts(list, counts) {
+  list.replaceChildren(
+    ...shown(counts).map(([name, value]) =>
+      element("div", {}, element("dt", {}, name), element("dd", {}, value)),
+    ),
+  );
+}
