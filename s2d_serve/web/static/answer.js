@@ -1,6 +1,6 @@
 // An answer as it comes: coloured tokens, and the strip of its rounds.
 
-import { committedOrigins, draftOrigin } from "./origins.js";
+import { committedOrigins, draftOrigin, meaning } from "./origins.js";
 import { seconds } from "./counts.js";
 
 /** A DOM element with properties and children. */
@@ -110,6 +110,7 @@ export function visible(token) {
 
 /** What the inspector says when nothing is pointed at. */
 export function inspectNothing(place) {
+  place.classList.remove("open");
   const hint = "Point at a token or a round, or go there with Tab and the arrow keys.";
   place.replaceChildren(element("p", { className: "hint" }, hint));
 }
@@ -125,7 +126,9 @@ export function inspectRound(place, round, number, index, exitLayers) {
     row.append(element("code", { className: style }, visible(guess)), ` ${name}, `, verdictWords[verdict]);
     return row;
   });
-  const parts = [title];
+  const close = element("button", { type: "button", className: "quiet close" }, "Close");
+  close.addEventListener("click", () => inspectNothing(place));
+  const parts = [close, title];
   if (guesses.length) parts.push(element("ol", { className: "guesses" }, ...guesses));
   if (origins.length > round.num_accepted) {
     const own = round.committed.at(-1);
@@ -134,7 +137,8 @@ export function inspectRound(place, round, number, index, exitLayers) {
     parts.push(line);
   }
   if (index !== null && origins[index]) {
-    parts.push(element("p", { className: "hint" }, `This token: ${origins[index].name}.`));
+    const { name } = origins[index];
+    parts.push(element("p", { className: "hint" }, `This token: ${name}, ${meaning(origins[index])}.`));
   }
   const rest = Math.max(round.round_s - round.draft_s - round.verify_s, 0);
   parts.push(
@@ -145,6 +149,7 @@ export function inspectRound(place, round, number, index, exitLayers) {
         `rest ${seconds(rest)}`,
     ),
   );
+  place.classList.add("open");
   place.replaceChildren(...parts);
 }
 

@@ -28,13 +28,16 @@ export function startChat(app) {
     }
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") running?.abort();
+    if (event.key !== "Escape") return;
+    running?.abort();
+    inspectNothing(inspector);
   });
   byId("stop").addEventListener("click", () => running?.abort());
   byId("new-chat").addEventListener("click", () => {
     running?.abort();
     turns = [];
     log.replaceChildren();
+    byId("welcome").hidden = false;
     byId("strip").replaceChildren();
     showCounts(byId("chat-counts"), new Counts());
     inspectNothing(inspector);
@@ -47,10 +50,11 @@ export function startChat(app) {
     app.clearError();
     message.value = "";
     const asked = [...turns, { role: "user", content: text }];
+    byId("welcome").hidden = true;
     log.append(element("div", { className: "turn user" }, text));
     const box = element("div", { className: "turn target" });
     log.append(box);
-    box.scrollIntoView({ block: "end" });
+    scrollToEnd();
     setRunning(new AbortController());
     try {
       const written = await stream(box, asked);
@@ -81,10 +85,12 @@ export function startChat(app) {
     app.announce("The answer is being written.");
     for await (const body of streamChat(request, running.signal)) {
       written += body.choices[0]?.delta.content ?? "";
+      const isAtEnd = innerHeight + scrollY >= document.body.scrollHeight - 120;
       for (const round of body.s2d?.rounds ?? []) {
         answer.add(round);
         counts.add(round);
       }
+      if (isAtEnd) scrollToEnd();
       showCounts(byId("chat-counts"), counts);
     }
     app.announce(`The answer is complete: ${counts.tokens} tokens in ${counts.rounds} rounds.`);
@@ -99,11 +105,16 @@ export function startChat(app) {
   }
 }
 
+/** Keep the newest text in sight, above the composer. */
+function scrollToEnd() {
+  byId("composer").scrollIntoView({ block: "nearest" });
+}
+
 /** Fill a description list with counts. */
 export function showCounts(list, counts) {
   list.replaceChildren(
-    ...shown(counts).map(([name, value]) =>
-      element("div", {}, element("dt", {}, name), element("dd", {}, value)),
+    ...shown(counts).map(([name, value, title]) =>
+      element("div", { title }, element("dt", {}, name), element("dd", {}, value)),
     ),
   );
 }

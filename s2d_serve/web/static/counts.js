@@ -51,15 +51,16 @@ export class Counts {
   }
 }
 
-/** Counts in words and numbers, in the order in which they are shown. */
+/** Counts as [name, value, what it is], in the order in which they are shown. */
 export function shown(counts) {
+  const acceptance = counts.acceptance === null ? "–" : `${Math.round(100 * counts.acceptance)} %`;
   return [
-    ["Tokens/s", number(counts.tokensPerS, 1)],
-    ["First token", seconds(counts.ttftS)],
-    ["Tokens per round", number(counts.mat, 2)],
-    ["Accepted", counts.acceptance === null ? "–" : `${Math.round(100 * counts.acceptance)} %`],
-    ["Tokens", String(counts.tokens)],
-    ["Rounds", String(counts.rounds)],
+    ["Tokens/s", number(counts.tokensPerS, 1), "after the first round"],
+    ["First token", seconds(counts.ttftS), "from the request (TTFT)"],
+    ["Tokens/round", number(counts.mat, 2), "committed, the target's own included (MAT)"],
+    ["Accepted", acceptance, "of the tokens that were guessed"],
+    ["Tokens", String(counts.tokens), "committed so far"],
+    ["Rounds", String(counts.rounds), "passes of the target that committed something"],
   ];
 }
 

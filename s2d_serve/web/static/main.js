@@ -7,9 +7,9 @@ import { allOrigins, meaning } from "./origins.js";
 import { startRace } from "./race.js";
 import { showState } from "./state.js";
 
-const REFRESH_MS = 5000;
+const REFRESH_MS = 10_000;
 const VIEWS = ["chat", "race", "state"];
-const THEMES = ["auto", "light", "dark"];
+const THEMES = { auto: "Auto", light: "Light", dark: "Dark" };
 const THEME = "s2d-theme";
 
 const byId = (id) => document.getElementById(id);
@@ -55,7 +55,8 @@ const app = {
   clearError: () => (byId("error").hidden = true),
 };
 
-async function refresh() {
+/** Look at the service; `isQuiet`: nobody asked, so that the badge alone says what is wrong. */
+async function refresh(isQuiet = false) {
   try {
     const [models, state, version] = await Promise.all([listModels(), readState(), readVersion()]);
     setModels(models);
@@ -64,7 +65,7 @@ async function refresh() {
   } catch (error) {
     byId("health").textContent = error.status === 401 ? "key needed" : "no answer";
     byId("health").className = "badge unavailable";
-    app.showError(error);
+    if (!isQuiet) app.showError(error);
     return false;
   }
 }
@@ -82,16 +83,10 @@ function setModels(models) {
 function showLegend() {
   byId("legend").replaceChildren(
     ...allOrigins(app.exitLayers()).map((origin) => {
-      const sample = element("span", { className: `token ${origin.style}` }, "token");
-      sample.dataset.letter = origin.letter;
-      return element("li", {}, sample, element("b", {}, origin.letter), ` ${origin.name}: ${meaning(origin)}`);
+      const sample = element("span", { className: `token ${origin.style}` }, origin.name);
+      return element("li", { title: meaning(origin) }, element("b", {}, origin.letter), sample);
     }),
-    element(
-      "li",
-      {},
-      element("span", { className: "sample-rejected" }),
-      " in the strip: a guess that the target did not take",
-    ),
+    element("li", {}, element("i", { className: "sample-rejected" }), "rejected guess"),
   );
 }
 
@@ -99,7 +94,8 @@ function showView() {
   const asked = location.hash.slice(1);
   const view = VIEWS.includes(asked) ? asked : "chat";
   for (const id of VIEWS) byId(id).hidden = id !== view;
-  byId("settings").hidden = view === "state";
+  byId("settings").hidden = byId("legend").hidden = view === "state";
+  byId("speculate-label").hidden = view !== "chat";
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${view}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -115,7 +111,8 @@ function openKey(isOpen) {
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  byId("theme").textContent = `Theme: ${theme}`;
+  byId("theme").textContent = THEMES[theme];
+  byId("theme").setAttribute("aria-label", `Theme: ${theme}`);
 }
 
 byId("key").value = apiKey.get();
@@ -127,9 +124,10 @@ byId("key-form").addEventListener("submit", async (event) => {
   if (await refresh()) openKey(false);
 });
 
-setTheme(localStorage.getItem(THEME) ?? "auto");
+setTheme(localStorage.getItem(THEME) in THEMES ? localStorage.getItem(THEME) : "auto");
 byId("theme").addEventListener("click", () => {
-  const next = THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % THEMES.length];
+  const names = Object.keys(THEMES);
+  const next = names[(names.indexOf(document.documentElement.dataset.theme) + 1) % names.length];
   localStorage.setItem(THEME, next);
   setTheme(next);
 });
@@ -141,7 +139,7 @@ byId("target").addEventListener("change", showLegend);
 byId("settings").addEventListener("submit", (event) => event.preventDefault());
 window.addEventListener("hashchange", showView);
 setInterval(() => {
-  if (!document.hidden && !byId("state").hidden && !app.isBusy) refresh();
+  if (!document.hidden && !app.isBusy) refresh(true);
 }, REFRESH_MS);
 
 startChat(app);

@@ -18,8 +18,8 @@ const MEANINGS = {
 /** The origin of a token that the draft proposed, by the exit layer that emitted it. */
 export function draftOrigin(exit, exitLayers) {
   if (exit === LOOKUP_EXIT) return LOOKUP;
-  const index = Math.max(exitLayers.indexOf(exit), 0);
-  return { name: `exit ${exit}`, letter: String(index + 1), style: `exit-${Math.min(index + 1, 4)}` };
+  const place = exitLayers.indexOf(exit) + 1 || exitLayers.length + 1;
+  return { name: `exit ${exit}`, letter: String(place), style: `exit-${Math.min(place, 4)}` };
 }
 
 /** The origin of each token that a round committed. */
@@ -37,7 +37,7 @@ export function allOrigins(exitLayers) {
   return [...exits, LOOKUP, BONUS, CORRECTION, ALONE];
 }
 
-/** An origin in a sentence's half. */
+/** What an origin means, as half a sentence. */
 export function meaning(origin) {
   return MEANINGS[origin.style] ?? `drafted by the draft's ${origin.name}; the target agreed`;
 }

@@ -1,10 +1,12 @@
 // The race: one prompt, one seed, the target alone and then with the draft.
 
 import { streamChat } from "./api.js";
-import { Answer, element } from "./answer.js";
+import { Answer, element, inspectNothing, inspectRound } from "./answer.js";
 import { drawChart } from "./chart.js";
 import { showCounts } from "./chat.js";
 import { Counts, seconds } from "./counts.js";
+
+const WARM_UP_TOKENS = 8;
 
 const byId = (id) => document.getElementById(id);
 
@@ -13,8 +15,10 @@ export function startRace(app) {
   const verdict = byId("verdict");
   const chart = byId("race-chart");
   const lanes = { off: byId("lane-off"), on: byId("lane-on") };
+  const inspector = byId("race-inspector");
   let running = null;
 
+  inspectNothing(inspector);
   for (const lane of Object.values(lanes)) showCounts(lane.querySelector("dl"), new Counts());
 
   byId("race-stop").addEventListener("click", () => running?.abort());
@@ -41,10 +45,13 @@ export function startRace(app) {
       messages: [{ role: "user", content: byId("race-prompt").value }],
     };
     chart.hidden = true;
+    inspectNothing(inspector);
     for (const lane of Object.values(lanes)) {
       lane.querySelector(".answer-box").replaceChildren();
       showCounts(lane.querySelector("dl"), new Counts());
     }
+    say("", "A short warm-up …");
+    for (const enabled of [false, true]) await warmUp({ ...request, speculation: { enabled } });
     say("", "The target runs alone …");
     const off = await run(lanes.off, { ...request, speculation: { enabled: false } });
     say("", "Now the same with the draft …");
@@ -52,8 +59,14 @@ export function startRace(app) {
     judge(off, on, request.seed);
   }
 
+  async function warmUp(request) {
+    const short = { ...request, max_tokens: Math.min(request.max_tokens, WARM_UP_TOKENS) };
+    for await (const _ of streamChat(short, running.signal));
+  }
+
   async function run(lane, request) {
-    const answer = new Answer(lane.querySelector(".answer-box"), null, app.exitLayers());
+    const inspect = (...round) => inspectRound(inspector, ...round);
+    const answer = new Answer(lane.querySelector(".answer-box"), null, app.exitLayers(), inspect);
     const counts = new Counts();
     let text = "";
     lane.classList.add("running");

@@ -17,7 +17,7 @@ export function showState(models, state, version) {
   badge.className = `badge ${state.ready ? "ready" : "loading"}`;
   const now = new Date().toLocaleTimeString();
   document.getElementById("state-lead").textContent =
-    `s2d-serve ${version}, seen at ${now}. Looked at again every few seconds while this view is open.`;
+    `s2d-serve ${version}, seen at ${now}; looked at again every ten seconds.`;
   const cards = models.map((model) => targetCard(model, state.targets[model.id]));
   const drafted = models.find((model) => model.s2d.draft);
   if (drafted) cards.unshift(draftCard(drafted.s2d.draft, state.draft));
@@ -28,12 +28,12 @@ function draftCard(draft, state) {
   return card("Draft", state, [
     ["Weights", `${draft.name}, ${draft.dtype}`],
     ["Exits after layers", draft.exit_layers.join(", ")],
-    ...replicaRows(draft.replicas ?? []),
+    ...replicaRows(draft.replicas),
   ]);
 }
 
 function targetCard(model, state) {
-  const { weights, draft, replicas = [] } = model.s2d;
+  const { weights, draft, replicas } = model.s2d;
   return card(model.id, state, [
     ["Weights", `${weights.name}, ${weights.dtype}`],
     ["Context", `${model.max_model_len} tokens`],
