@@ -30,6 +30,8 @@ export async function readVersion() {
   return (await (await call("version")).json()).version;
 }
 
+const BROKEN = "The answer broke off before its end; the service may have been restarted";
+
 /** The bodies of a chat's stream, one after the other. */
 export async function* streamChat(request, signal) {
   const body = JSON.stringify({
@@ -45,7 +47,7 @@ export async function* streamChat(request, signal) {
     if (data === "[DONE]") return;
     yield JSON.parse(data);
   }
-  throw new ApiError("The answer broke off before its end; the service may have been restarted");
+  throw new ApiError(BROKEN);
 }
 
 async function call(path, options = {}, expected = []) {
@@ -70,7 +72,9 @@ async function* readEvents(stream) {
   let rest = "";
   try {
     while (true) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch((error) => {
+        throw error.name === "AbortError" ? error : new ApiError(BROKEN);
+      });
       if (done) return;
       const blocks = (rest + value).split("\n\n");
       rest = blocks.pop();

@@ -4,6 +4,8 @@ import { streamChat } from "./api.js";
 import { Answer, element, inspectNothing, inspectRound } from "./answer.js";
 import { Counts, shown } from "./counts.js";
 
+const FOLLOWED_PX = 60; // an answer that a person has scrolled away from is left alone
+
 const byId = (id) => document.getElementById(id);
 
 /** Wires the playground up; `app` gives settings, exits and a place for errors. */
@@ -14,8 +16,7 @@ export function startChat(app) {
   let turns = [];
   let running = null;
 
-  showCounts(byId("chat-counts"), new Counts());
-  inspectNothing(inspector);
+  clearSide();
 
   byId("composer").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -38,11 +39,15 @@ export function startChat(app) {
     turns = [];
     log.replaceChildren();
     byId("welcome").hidden = false;
-    byId("strip").replaceChildren();
-    showCounts(byId("chat-counts"), new Counts());
-    inspectNothing(inspector);
+    clearSide();
     message.focus();
   });
+
+  function clearSide() {
+    byId("strip").replaceChildren(element("div", { className: "strip" }));
+    showCounts(byId("chat-counts"), new Counts());
+    inspectNothing(inspector);
+  }
 
   async function send() {
     const text = message.value.trim();
@@ -54,7 +59,7 @@ export function startChat(app) {
     log.append(element("div", { className: "turn user" }, text));
     const box = element("div", { className: "turn target" });
     log.append(box);
-    scrollToEnd();
+    follow(box);
     setRunning(new AbortController());
     try {
       const written = await stream(box, asked);
@@ -85,12 +90,12 @@ export function startChat(app) {
     app.announce("The answer is being written.");
     for await (const body of streamChat(request, running.signal)) {
       written += body.choices[0]?.delta.content ?? "";
-      const isAtEnd = innerHeight + scrollY >= document.body.scrollHeight - 120;
+      const isFollowed = hiddenPx(box) < FOLLOWED_PX;
       for (const round of body.s2d?.rounds ?? []) {
         answer.add(round);
         counts.add(round);
       }
-      if (isAtEnd) scrollToEnd();
+      if (isFollowed) follow(box);
       showCounts(byId("chat-counts"), counts);
     }
     app.announce(`The answer is complete: ${counts.tokens} tokens in ${counts.rounds} rounds.`);
@@ -105,9 +110,14 @@ export function startChat(app) {
   }
 }
 
-/** Keep the newest text in sight, above the composer. */
-function scrollToEnd() {
-  byId("composer").scrollIntoView({ block: "nearest" });
+/** By how much an answer's end is below the composer's upper edge. */
+function hiddenPx(box) {
+  return box.getBoundingClientRect().bottom - byId("composer").getBoundingClientRect().top;
+}
+
+/** Keep an answer's end in sight. */
+function follow(box) {
+  if (hiddenPx(box) > 0) scrollBy(0, hiddenPx(box) + 8);
 }
 
 /** Fill a description list with counts. */

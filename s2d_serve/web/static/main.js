@@ -16,6 +16,7 @@ const byId = (id) => document.getElementById(id);
 
 /** What the views share. */
 const app = {
+  view: "chat",
   models: [],
   isBusy: false,
 
@@ -92,8 +93,9 @@ function showLegend() {
 
 function showView() {
   const asked = location.hash.slice(1);
-  const view = VIEWS.includes(asked) ? asked : "chat";
-  for (const id of VIEWS) byId(id).hidden = id !== view;
+  if (VIEWS.includes(asked)) app.view = asked; // any other hash is a place in the view
+  const { view } = app;
+  for (const name of VIEWS) byId(`${name}-view`).hidden = name !== view;
   byId("settings").hidden = byId("legend").hidden = view === "state";
   byId("speculate-label").hidden = view !== "chat";
   for (const link of document.querySelectorAll("nav a")) {
@@ -145,4 +147,4 @@ setInterval(() => {
 startChat(app);
 startRace(app);
 showView();
-if (byId("state").hidden) refresh();
+if (app.view !== "state") refresh();
