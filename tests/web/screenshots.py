@@ -29,7 +29,7 @@ def main(url: str, folder: Path) -> None:
             for name, show in (("chat", show_chat), ("race", show_race), ("state", show_state)):
                 show(page)
                 for theme in ("light", "dark"):
-                    page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]  # a literal
+                    page.emulate_media(color_scheme=theme)
                     page.screenshot(path=folder / f"{window}-{name}-{theme}.png")
         browser.close()
 
