@@ -175,6 +175,12 @@ def test_the_race_ends_with_identical_text(open_page: OpenPage, screenshots: Pat
     assert off.locator(".token").count() == off.locator(".token.alone").count()
     assert page.locator("#race-chart polyline").count() == 2
     page.screenshot(path=screenshots / "race.png", full_page=True)
+    page.get_by_label("Max tokens").fill("9")
+    page.get_by_role("button", name="Start").click()
+    expect(verdict).to_contain_text("9 tokens", timeout=60_000)
+    on.locator(".token").last.hover()
+    last = on.locator(".token").last.get_attribute("data-round")
+    expect(page.locator("#race-inspector")).to_contain_text(f"Round {last}")
 
 
 def test_a_race_with_different_texts_says_where(open_page: OpenPage) -> None:

@@ -13,19 +13,18 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** Shows the rounds of one answer: tokens in `box`, a column per round in `strip`. */
+/** The rounds of one answer: its tokens in `box`, a column for each round in `strip`. */
 export class Answer {
   /** `inspect(round, number, token, exitLayers)` is called when a person points at something. */
-  constructor(box, stripHolder, exitLayers, inspect) {
-    this.box = box;
+  constructor(exitLayers, inspect) {
+    this.box = element("div", { className: "answer" });
     this.strip = element("div", { className: "strip" });
     this.exitLayers = exitLayers;
     this.inspect = inspect;
     this.rounds = [];
     this.decoder = new TextDecoder();
-    this.box.classList.add("answer");
-    this.box.replaceChildren();
-    stripHolder?.replaceChildren(this.strip);
+    this.box.setAttribute("role", "group");
+    this.box.setAttribute("aria-label", "Answer; arrow keys go through its tokens");
     for (const place of [this.box, this.strip]) {
       place.addEventListener("mouseover", (event) => this.#point(event.target));
       place.addEventListener("focusin", (event) => this.#point(event.target));
@@ -79,7 +78,7 @@ export class Answer {
       }
     }
     const token = place.dataset.token === undefined ? null : Number(place.dataset.token);
-    this.inspect?.(this.rounds[number - 1], number, token, this.exitLayers);
+    this.inspect(this.rounds[number - 1], number, token, this.exitLayers);
   }
 
   /** Arrow keys, Home and End go through tokens and rounds: one tab stop for all of them. */

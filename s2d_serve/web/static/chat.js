@@ -57,12 +57,16 @@ export function startChat(app) {
     const asked = [...turns, { role: "user", content: text }];
     byId("welcome").hidden = true;
     log.append(element("div", { className: "turn user" }, text));
-    const box = element("div", { className: "turn target" });
+    const inspect = (...round) => inspectRound(inspector, ...round);
+    const answer = new Answer(app.exitLayers(), inspect);
+    const { box } = answer;
+    box.classList.add("turn", "target");
     log.append(box);
+    byId("strip").replaceChildren(answer.strip);
     follow(box);
     setRunning(new AbortController());
     try {
-      const written = await stream(box, asked);
+      const written = await stream(answer, asked);
       turns = [...asked, { role: "assistant", content: written }];
     } catch (error) {
       if (error.name !== "AbortError") app.showError(error);
@@ -78,15 +82,11 @@ export function startChat(app) {
     }
   }
 
-  async function stream(box, messages) {
+  async function stream(answer, messages) {
+    const { box } = answer;
     const request = { ...app.request(), messages };
-    const exits = app.exitLayers();
-    const inspect = (...round) => inspectRound(inspector, ...round);
-    const answer = new Answer(box, byId("strip"), exits, inspect);
     const counts = new Counts();
     let written = "";
-    box.setAttribute("role", "group");
-    box.setAttribute("aria-label", "Answer; arrow keys go through its tokens");
     app.announce("The answer is being written.");
     for await (const body of streamChat(request, running.signal)) {
       written += body.choices[0]?.delta.content ?? "";

@@ -66,7 +66,8 @@ export function startRace(app) {
 
   async function run(lane, request) {
     const inspect = (...round) => inspectRound(inspector, ...round);
-    const answer = new Answer(lane.querySelector(".answer-box"), null, app.exitLayers(), inspect);
+    const answer = new Answer(app.exitLayers(), inspect);
+    lane.querySelector(".answer-box").replaceChildren(answer.box);
     const counts = new Counts();
     let text = "";
     lane.classList.add("running");
