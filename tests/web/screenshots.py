@@ -13,7 +13,7 @@ WINDOWS: dict[str, ViewportSize] = {
     "desktop": {"width": 1280, "height": 900},
     "phone": {"width": 400, "height": 800},
 }
-PROMPT = "List the planets of the solar system, one per line."
+PROMPT = "Why is the sky blue?"
 PATIENCE_MS = 120_000
 
 

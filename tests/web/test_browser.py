@@ -209,7 +209,7 @@ def test_errors_are_sentences(
     page = open_page()
     alert = page.get_by_role("alert")
     chat(page, max_tokens=5000)
-    expect(alert).to_have_text(re.compile(r"^[A-Z].*1024.*\.$"))
+    expect(alert).to_have_text(re.compile(r"^[A-Z\d].*1024.*\.$"))
     assert page.get_by_label("Message").input_value() == PROMPT, "nothing typed is lost"
     page.screenshot(path=screenshots / "error.png")
     page.route("**/v1/chat/completions", lambda route: route.abort())
@@ -232,7 +232,7 @@ def test_a_phone_has_no_sideways_scroll(open_page: OpenPage, screenshots: Path) 
     page = open_page(viewport=PHONE, has_touch=True)
     chat(page, max_tokens=200)
     await_answer(page)
-    page.locator("#log .token").first.tap()
+    page.locator("#log .token:not(:empty)").first.tap()  # a part of a character shows nothing
     expect(page.locator("#inspector")).to_be_in_viewport()
     page.screenshot(path=screenshots / "phone-chat.png")
     page.get_by_role("button", name="Close").tap()
@@ -312,8 +312,6 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(
     field.fill("guess")
     field.press("Enter")
     expect(alert).to_be_visible()
-    assert complaints
-    complaints.clear()
     field.fill(key)
     field.press("Enter")
     expect(field).to_be_hidden()
@@ -323,3 +321,6 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(
     expect(page.locator("#target option")).to_have_count(2)
     assert page.evaluate("Object.values({...localStorage})").count(key) == 0
     assert page.context.cookies() == []
+    assert complaints
+    assert all("401" in complaint for complaint in complaints)
+    complaints.clear()

@@ -90,6 +90,15 @@ export function startRace(app) {
     const times = `${seconds(on.counts.elapsedS)} with the draft, ${seconds(off.counts.elapsedS)} without`;
     const speedup = off.counts.elapsedS / on.counts.elapsedS;
     drawChart(chart, { off: off.counts, on: on.counts });
+    if (off.text === on.text && !on.counts.drafted) {
+      say(
+        "same",
+        "Identical text, but nothing was drafted",
+        `The draft saw no gain in it here, so any difference in time is chance. ${times}; ` +
+          `${on.counts.tokens} tokens, seed ${seed}.`,
+      );
+      return;
+    }
     if (off.text === on.text) {
       const pace = speedup >= 1 ? `${speedup.toFixed(2)} times as fast` : `slower, ${speedup.toFixed(2)} of the speed`;
       say("same", `Identical text, ${pace}`, `${times}; ${on.counts.tokens} tokens, seed ${seed}.`);
