@@ -1,6 +1,7 @@
 """The page as a person uses it: a real Chromium, the real API, tiny targets on Ray."""
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
+from playwright.sync_api import Browser, Locator, Page, Route, ViewportSize, expect
 
 from tests.serving.conftest import Deploy
 
@@ -123,14 +124,13 @@ def test_tokens_are_shown_while_they_come(open_page: OpenPage) -> None:
     chat(page, max_tokens=900)
     stop = page.get_by_role("button", name="Stop")
     expect(stop).to_be_visible()
-    page.wait_for_function("document.querySelectorAll('#log .token').length > 3")
-    before = page.locator("#log .token").count()
-    page.wait_for_function(f"document.querySelectorAll('#log .token').length > {before}")
+    tokens = page.locator("#log .token")
+    expect(tokens.nth(3)).to_be_attached()
+    expect(tokens.nth(tokens.count())).to_be_attached()  # another one
     expect(stop).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
-    stopped_at = page.locator("#log .token").count()
-    assert stopped_at < 900
+    assert tokens.count() < 900
     chat(page, "and then", max_tokens=5)
     await_answer(page)
     assert page.locator("#log .turn").count() == 4
@@ -190,10 +190,10 @@ def test_a_race_with_different_texts_says_where(open_page: OpenPage) -> None:
     page.get_by_label("Max tokens").fill("20")
     page.get_by_label("Temperature").fill("1")
 
-    def with_another_seed(route: Any) -> None:
-        body = route.request.post_data_json
-        seed = body["seed"] + body["speculation"]["enabled"]
-        route.continue_(post_data=httpx.Request("POST", "/", json=body | {"seed": seed}).content)
+    def with_another_seed(route: Route) -> None:
+        body = json.loads(route.request.post_data or "")
+        body["seed"] += body["speculation"]["enabled"]
+        route.continue_(post_data=json.dumps(body))
 
     page.route("**/v1/chat/completions", with_another_seed)
     page.get_by_role("button", name="Start").click()
@@ -217,14 +217,16 @@ def test_errors_are_sentences(
     expect(alert).to_have_text(re.compile(r"^The service does not answer; .*\.$"))
     event = 'event: error\ndata: {"error": {"message": "the target is lost"}}\n\n'
     for body, sentence in ((event, "The target is lost."), ("", "The answer broke off before its")):
-        page.route(
-            "**/v1/chat/completions",
-            lambda route, body=body: route.fulfill(body=body, content_type="text/event-stream"),
-        )
+        page.route("**/v1/chat/completions", streamed(body))
         chat(page)
         expect(alert).to_contain_text(sentence)
     assert len(complaints) == 2, "the browser's own words on what failed"
     complaints.clear()
+
+
+def streamed(body: str) -> Callable[[Route], None]:
+    """Answers a request with a stream of this text."""
+    return lambda route: route.fulfill(body=body, content_type="text/event-stream")
 
 
 def test_a_phone_has_no_sideways_scroll(open_page: OpenPage, screenshots: Path) -> None:
