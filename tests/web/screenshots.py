@@ -14,7 +14,8 @@ WINDOWS: dict[str, ViewportSize] = {
     "phone": {"width": 400, "height": 800},
 }
 PROMPT = "Why is the sky blue?"
-PATIENCE_MS = 120_000
+MAX_TOKENS = 80
+PATIENCE_MS = 200_000
 
 
 def main(url: str, folder: Path) -> None:
@@ -37,9 +38,11 @@ def main(url: str, folder: Path) -> None:
 def show_chat(page: Page) -> None:
     """An answer, and one of its corrections pointed at."""
     expect(page.locator("#target option").first).to_be_attached()
+    page.get_by_label("Max tokens").fill(str(MAX_TOKENS))
     page.get_by_label("Message").fill(PROMPT)
     page.get_by_label("Message").press("Enter")
     expect(page.locator("#status")).to_contain_text("is complete", timeout=PATIENCE_MS)
+    page.evaluate("scrollTo(0, 0)")
     page.locator("#log .token.correction").first.hover()
 
 
