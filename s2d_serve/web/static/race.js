@@ -100,7 +100,7 @@ export function startRace(app) {
       return;
     }
     if (off.text === on.text) {
-      const pace = speedup >= 1 ? `${speedup.toFixed(2)} times as fast` : `slower, ${speedup.toFixed(2)} of the speed`;
+      const pace = speedup >= 1 ? `${speedup.toFixed(2)} times as fast` : `at ${speedup.toFixed(2)} of the speed`;
       say("same", `Identical text, ${pace}`, `${times}; ${on.counts.tokens} tokens, seed ${seed}.`);
       return;
     }
