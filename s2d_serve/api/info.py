@@ -22,11 +22,21 @@ class WeightsCard:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaCard:
+    """One replica that answers, and how busy it is."""
+
+    num_sequences: int
+    num_slots: int
+    """Sequences that it holds at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class DraftCard:
     """The draft that a target is paired with."""
 
     weights: WeightsCard
     exit_layers: tuple[int, ...]
+    replicas: tuple[ReplicaCard, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,7 @@ class ModelCard:
     weights: WeightsCard
     draft: DraftCard | None
     """None: it decodes alone."""
+    replicas: tuple[ReplicaCard, ...] = ()
 
 
 def model_body(card: ModelCard) -> Json:
@@ -56,6 +67,7 @@ def model_body(card: ModelCard) -> Json:
             "state": card.state,
             "weights": _weights(card.weights),
             "draft": None if card.draft is None else _draft(card.draft),
+            "replicas": _replicas(card.replicas),
             "calibration": None,  # thresholds are the deployment file's until one is measured
         },
     }
@@ -99,4 +111,12 @@ def _weights(card: WeightsCard) -> Json:
 
 
 def _draft(card: DraftCard) -> Json:
-    return {**_weights(card.weights), "exit_layers": list(card.exit_layers)}
+    return {
+        **_weights(card.weights),
+        "exit_layers": list(card.exit_layers),
+        "replicas": _replicas(card.replicas),
+    }
+
+
+def _replicas(replicas: Sequence[ReplicaCard]) -> list[Json]:
+    return [{"sequences": one.num_sequences, "slots": one.num_slots} for one in replicas]

@@ -19,14 +19,8 @@ class Candidate:
 
     @property
     def text(self) -> str:
-        r"""The token as text; OpenAI's `bytes:\\xe2\\x80` where it ends inside a character.
-
-        Two tokens of different bytes never share a text, so it can be a key.
-        """
-        try:
-            return self.raw.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.raw)
+        """The token as text."""
+        return token_text(self.raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +32,17 @@ class ReportedToken:
     """As many as were asked for, the likeliest first."""
     text_offset: int = 0
     """Characters of the choice's text before it; all parts of one character have the same."""
+
+
+def token_text(raw: bytes) -> str:
+    r"""A token's bytes as text; OpenAI's `bytes:\\xe2\\x80` where they end inside a character.
+
+    Two tokens of different bytes never share a text, so it can be a key.
+    """
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def completion_logprobs(tokens: Sequence[ReportedToken]) -> Json:

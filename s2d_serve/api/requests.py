@@ -99,7 +99,7 @@ class Speculation(Body):
     max_draft_tokens: PositiveCount | None = None
     """Longest proposal of a round; lowers the target's own cap, never raises it."""
     detailed: StrictBool = False
-    """Report each round, not only sums."""
+    """Report each round, not only sums: in a stream with its tokens, and with the counts."""
 
 
 def _in_parts(content: object) -> object:

@@ -7,7 +7,7 @@ from typing import Literal
 from s2d_serve.api.jsontext import Json
 from s2d_serve.api.logprobs import ReportedToken, chat_logprobs, completion_logprobs
 from s2d_serve.api.requests import Kind
-from s2d_serve.api.speculation import SpeculationSummary
+from s2d_serve.api.speculation import RoundDetails, SpeculationSummary, rounds_body
 
 FinishReason = Literal["stop", "length"]
 
@@ -47,6 +47,8 @@ class Choice:
     """None: not asked for."""
     prompt_token_ids: tuple[int, ...] | None = None
     """None: not asked for, or sent in an earlier chunk."""
+    rounds: tuple[RoundDetails, ...] | None = None
+    """Those that gave the tokens; None: not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,13 @@ def chunk(head: ResponseHead, choice: Choice, first: bool = False) -> Json:
         choice: what is new in one of its choices.
         first: whether it is the first chunk of this choice; a chat then says whose turn it is.
     """
-    return {
+    body: Json = {
         **_root(head, "chat.completion.chunk", [choice]),
         "choices": [_choice(head, choice, _news(head, choice, first))],
     }
+    if choice.rounds is not None:
+        body["s2d"] = rounds_body(choice.rounds)
+    return body
 
 
 def usage_chunk(head: ResponseHead, usage: Usage, speculation: SpeculationSummary | None) -> Json:

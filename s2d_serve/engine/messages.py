@@ -71,6 +71,18 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundTimes:
+    """Where the time of one round went."""
+
+    draft_s: float = 0.0
+    """Work at the draft."""
+    verify_s: float = 0.0
+    """The target's forward pass."""
+    round_s: float = 0.0
+    """All in all, as the router saw it: what messages and waiting took is in."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What one forward pass of the target gave one sequence."""
 
@@ -83,9 +95,13 @@ class Outcome:
     num_accepted: int = 0
     exits: tuple[int, ...] = ()
     """Exit layer of each token that was proposed; its length is the proposal's."""
+    draft_token_ids: tuple[int, ...] = ()
+    """The proposal: its first `num_accepted` tokens were committed."""
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One per committed token, if asked for."""
+    times: RoundTimes = RoundTimes()
+    """Filled in by the router."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,6 +211,7 @@ def _commit(work: _Work, logits: Tensor, greedy: Sequence[int]) -> Outcome:
         committed,
         min(verification.num_accepted, len(committed)),
         proposal.exits,
+        proposal.token_ids,
         sequence.finish_reason,
         _logprobs(logits[: len(committed)], committed, sequence.start.num_logprobs),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from s2d_serve.api.logprobs import Candidate, ReportedToken
 from s2d_serve.api.requests import GenerationRequest
 from s2d_serve.api.responses import Choice
-from s2d_serve.api.speculation import SpeculationSummary
+from s2d_serve.api.speculation import RoundDetails, RoundToken, SpeculationSummary
 from s2d_serve.engine.messages import Outcome, TokenLogprobs
 from s2d_serve.engine.text import Detokenizer, TextStream
 from s2d_serve.serving.router import Generation, Router
@@ -24,8 +24,8 @@ class ChoiceRun:
     request: GenerationRequest
     detokenizer: Detokenizer
     statistics: SpeculationStatistics = field(default_factory=SpeculationStatistics)
-    steps: list[tuple[int, int]] = field(default_factory=list)
-    """(drafted, accepted) of each round with a proposal."""
+    rounds: list[RoundDetails] = field(default_factory=list)
+    """Empty where nobody asked for them."""
 
     async def pieces(self, router: Router) -> AsyncGenerator[Choice, None]:
         """The choice piece by piece; the last one has a finish reason.
@@ -50,14 +50,15 @@ class ChoiceRun:
             num_draft_tokens=counts.num_draft_tokens,
             acceptance_histogram=tuple(counts.acceptance_histogram),
             exit_counts=counts.exit_counts,
-            steps=tuple(self.steps) if self.request.speculation.detailed else None,
+            rounds=tuple(self.rounds) if self.request.speculation.detailed else None,
         )
 
     def _piece(self, text: TextStream, outcome: Outcome) -> Choice:
         first_token = text.num_tokens
         new_text = text.push(outcome.token_ids)
         kept = outcome.token_ids[: text.num_tokens - first_token]
-        self._count(outcome, len(kept))
+        num_accepted = min(outcome.num_accepted, len(kept))
+        self.statistics.record(len(kept), num_accepted, outcome.exits)
         finish_reason = outcome.finish_reason
         stop_reason: str | int | None = text.stop
         if text.stop is not None:
@@ -74,13 +75,32 @@ class ChoiceRun:
             self._reported(kept, outcome.logprobs, text.token_offsets[first_token:]),
             kept if self.request.return_token_ids else None,
             self._prompt_token_ids(first_token),
+            self._details(outcome, num_accepted, kept),
         )
 
-    def _count(self, outcome: Outcome, num_kept: int) -> None:
-        num_accepted = min(outcome.num_accepted, num_kept)
-        self.statistics.record(num_kept, num_accepted, outcome.exits)
-        if outcome.exits:
-            self.steps.append((len(outcome.exits), num_accepted))
+    def _details(
+        self, outcome: Outcome, num_accepted: int, kept: Sequence[int]
+    ) -> tuple[RoundDetails, ...] | None:
+        if not self.request.speculation.detailed:
+            return None
+        details = RoundDetails(
+            self._round_tokens(outcome.draft_token_ids),
+            outcome.exits,
+            num_accepted,
+            self._round_tokens(kept),
+            outcome.times.draft_s,
+            outcome.times.verify_s,
+            outcome.times.round_s,
+        )
+        self.rounds.append(details)
+        return (details,)
+
+    def _round_tokens(self, token_ids: Sequence[int]) -> tuple[RoundToken, ...]:
+        special_ids = self.detokenizer.special_ids
+        return tuple(
+            RoundToken(token_id, self.detokenizer.raw(token_id), token_id in special_ids)
+            for token_id in token_ids
+        )
 
     def _prompt_token_ids(self, first_token: int) -> tuple[int, ...] | None:
         if first_token or not self.request.return_token_ids:
@@ -152,4 +172,7 @@ def _joined(parts: Sequence[Choice]) -> Choice:
         if first.token_ids is None
         else tuple(token_id for part in parts for token_id in part.token_ids or ()),
         prompt_token_ids=first.prompt_token_ids,
+        rounds=None
+        if first.rounds is None
+        else tuple(details for part in parts for details in part.rounds or ()),
     )

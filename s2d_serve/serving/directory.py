@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from ray.serve.schema import DeploymentStatus  # type: ignore[attr-defined]  # public by its docs
 from ray.util import list_named_actors
 
-from s2d_serve.api.info import State
+from s2d_serve.api.info import ReplicaCard, State
 from s2d_serve.serving.messages import ExecutorStatus, ModelInfo
 from s2d_serve.serving.servers import executor_name
 from s2d_serve.serving.tasks import value_of
@@ -32,6 +32,8 @@ class View:
     state: State
     info: ModelInfo | None = None
     """What its executors run; None while there are none."""
+    replicas: tuple[ReplicaCard, ...] = ()
+    """Those whose executors answered."""
 
 
 class Directory:
@@ -65,7 +67,8 @@ class Directory:
             alive = [answer for answer in answers if answer is not None]
             if alive:
                 self._infos[deployment] = alive[0].info
-                views[deployment] = View("ready", alive[0].info)
+                replicas = tuple(ReplicaCard(a.num_sequences, a.num_slots) for a in alive)
+                views[deployment] = View("ready", alive[0].info, replicas)
             else:
                 state = await asyncio.to_thread(_state_without_executor, self._app, deployment)
                 if state == "loading" and deployment in self._sleepers:

@@ -15,7 +15,8 @@ from s2d_serve.errors import AuthenticationError, PayloadTooLargeError
 from s2d_serve.serving.keys import Keys
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = re.compile("/health|/ui(/[^/]*)?")
+"""Need no key: the page is static, and asks for a key itself."""
 
 log = logging.getLogger("s2d_serve")
 
@@ -48,7 +49,7 @@ class Gate:
             await send(message)
 
         try:
-            if scope["path"] not in OPEN_PATHS:
+            if not OPEN_PATHS.fullmatch(scope["path"]):
                 self._check_key(headers)
             await self._app(scope, await self._limited(headers, receive), send_with_id)
         except Exception as error:

@@ -32,6 +32,7 @@ from s2d_serve.serving.choices import ChoiceRun, gathered, merged
 from s2d_serve.serving.gate import Gate
 from s2d_serve.serving.prompts import Plan, plan
 from s2d_serve.serving.service import Service
+from s2d_serve.web import HEADERS, static_files
 
 JSON = "application/json"
 BODIES = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest)
@@ -110,8 +111,26 @@ def build_api(service: Service) -> FastAPI:
     async def version() -> Response:
         return _json(info.version_body(service.version))
 
+    _add_page(api)
     _describe_bodies(api)
     return api
+
+
+def _add_page(api: FastAPI) -> None:
+    files = static_files()
+
+    def send(name: str) -> Response:
+        if name not in files:
+            raise HTTPException(404)
+        return Response(files[name].body, media_type=files[name].media_type, headers=HEADERS)
+
+    @api.get("/ui", include_in_schema=False)
+    async def page() -> Response:
+        return send("index.html")
+
+    @api.get("/ui/{name}", include_in_schema=False)
+    async def page_file(name: str) -> Response:
+        return send(name)
 
 
 async def _generate(service: Service, request: GenerationRequest) -> Response:
@@ -231,7 +250,9 @@ class Exchange:
 
 def _has_news(piece: Choice) -> bool:
     """Whether a chunk would tell the client anything: text may be held back for a while."""
-    return bool(piece.text or piece.logprobs or piece.token_ids or piece.finish_reason)
+    return bool(
+        piece.text or piece.logprobs or piece.token_ids or piece.rounds or piece.finish_reason
+    )
 
 
 async def _chain(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:

@@ -9,12 +9,13 @@ is off the critical path. While it rests, or is lost, the target decodes several
 
 import asyncio
 import itertools
+import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from s2d_serve.config import RouterConfig
-from s2d_serve.engine.messages import DraftRequest, Outcome, SequenceStart
+from s2d_serve.engine.messages import DraftRequest, Outcome, RoundTimes, SequenceStart
 from s2d_serve.serving.messages import DraftCall, SequenceRef, VerifyCall, VerifyReply
 from s2d_serve.serving.tasks import spawn, value_of
 from s2d_serve.speculation.params import SamplingParams
@@ -95,6 +96,8 @@ class Round:
     reply: Any
     """Reference to its VerifyReply."""
     sequence_ids: frozenset[str]
+    submitted_at: float
+    """On the monotonic clock."""
 
 
 class Lane:
@@ -110,6 +113,7 @@ class Lane:
         self._pending: deque[Round] = deque()
         self._changed = asyncio.Event()
         self._round_numbers = itertools.count(1)
+        self._delivered_at = 0.0
         self._unlearned: Any | None = None
         self._rest_rounds = 0
         self._is_probe = False
@@ -179,7 +183,11 @@ class Lane:
                 self._fail(error)
                 return
             self._pending.popleft()
-            self._deliver(reply)
+            begun_at = max(
+                pending.submitted_at, self._delivered_at
+            )  # one by one, though sent ahead
+            self._delivered_at = time.monotonic()
+            self._deliver(reply, self._delivered_at - begun_at)
             self._finish_draining()
             if not any(result.outcomes for result in reply.results):
                 await asyncio.sleep(NO_WORK_PAUSE_S)
@@ -211,7 +219,8 @@ class Lane:
         reply = self._ends.target.verify.remote(call, proposals)
         if proposals:
             self._unlearned = reply
-        return Round(reply, frozenset(sequence.sequence_id for sequence in sequences))
+        sequence_ids = frozenset(sequence.sequence_id for sequence in sequences)
+        return Round(reply, sequence_ids, time.monotonic())
 
     def _ask_draft(self, number: int, sequences: list[LiveSequence]) -> Any:
         """Reference to the round's DraftReply; the draft learns of the last round by itself."""
@@ -234,13 +243,18 @@ class Lane:
         last_round = [] if self._unlearned is None else [self._unlearned]
         return self._ends.draft.propose.remote(call, last_round)
 
-    def _deliver(self, reply: VerifyReply) -> None:
-        """Hand a round's outcomes to their sequences, and heed what it says of the draft."""
+    def _deliver(self, reply: VerifyReply, call_s: float) -> None:
+        """Hand a round's outcomes to their sequences, and heed what it says of the draft.
+
+        `call_s`: what it took, all passes of it.
+        """
         for result in reply.results:
+            round_s = call_s / len(reply.results)
+            times = RoundTimes(reply.draft_seconds, result.seconds, round_s)
             for sequence_id, outcome in result.outcomes.items():
                 sequence = self._sequences.get(sequence_id)
                 if sequence is not None and outcome.token_ids:
-                    self._take(sequence, outcome)
+                    self._take(sequence, replace(outcome, times=times))
         for ref in reply.unknown:
             sequence = self._sequences.get(ref.sequence_id)
             if sequence is not None and sequence.epoch == ref.epoch:

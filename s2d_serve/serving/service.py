@@ -68,6 +68,7 @@ class Service:
                 views[name].state,
                 _weights_card(target, views[name].info),
                 self._draft_card(target, views),
+                views[name].replicas,
             )
             for name, target in self.config.targets.items()
         ]
@@ -82,7 +83,7 @@ class Service:
             return None
         seen = views[DRAFT].info
         exit_layers = seen.exit_layers if seen is not None else draft.exit_layers or ()
-        return DraftCard(_weights_card(draft, seen), exit_layers)
+        return DraftCard(_weights_card(draft, seen), exit_layers, views[DRAFT].replicas)
 
     def _check_draft(self, draft: DraftConfig) -> None:
         tokenizer = load_tokenizer(resolve(draft))

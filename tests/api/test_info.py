@@ -4,6 +4,7 @@ from openai.types import Model
 from s2d_serve.api.info import (
     DraftCard,
     ModelCard,
+    ReplicaCard,
     State,
     WeightsCard,
     detokenize_body,
@@ -22,7 +23,8 @@ CARD = ModelCard(
     max_model_len=2048,
     state="ready",
     weights=WEIGHTS,
-    draft=DraftCard(WEIGHTS, exit_layers=(6, 12)),
+    draft=DraftCard(WEIGHTS, exit_layers=(6, 12), replicas=(ReplicaCard(0, 16),)),
+    replicas=(ReplicaCard(3, 8), ReplicaCard(0, 8)),
 )
 
 
@@ -38,7 +40,12 @@ def test_a_model_says_what_it_runs() -> None:
         "s2d": {
             "state": "ready",
             "weights": weights,
-            "draft": {**weights, "exit_layers": [6, 12]},
+            "draft": {
+                **weights,
+                "exit_layers": [6, 12],
+                "replicas": [{"sequences": 0, "slots": 16}],
+            },
+            "replicas": [{"sequences": 3, "slots": 8}, {"sequences": 0, "slots": 8}],
             "calibration": None,
         },
     }

@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from s2d_serve.api.jsontext import to_json
-from s2d_serve.api.speculation import SpeculationSummary
+from s2d_serve.api.speculation import RoundDetails, RoundToken, SpeculationSummary
 
 # two rounds drafted 3, one drafted 2, one drafted nothing; they accepted 3, 1 and 0
 SUMMARY = SpeculationSummary(
@@ -50,8 +51,24 @@ def test_without_a_draft_all_numbers_are_finite() -> None:
     assert counts(SpeculationSummary(1, 5, 5))["mean_accepted_tokens"] == 1.0
 
 
+def details(num_drafted: int, num_accepted: int) -> RoundDetails:
+    """A round of so many tokens, all of them the same."""
+    token = RoundToken(5, b"a")
+    return RoundDetails(
+        draft=(token,) * num_drafted,
+        exits=(6,) * num_drafted,
+        num_accepted=num_accepted,
+        committed=(token,) * (num_accepted + 1),
+        draft_s=0.01,
+        verify_s=0.02,
+        round_s=0.04,
+    )
+
+
+ROUNDS = (details(3, 3), details(3, 1), details(2, 0), details(0, 0))
+
+
 def test_each_round_only_when_asked() -> None:
-    steps = ((3, 3), (3, 1), (2, 0))
     detailed = SpeculationSummary(
         seed=7,
         num_rounds=4,
@@ -59,30 +76,53 @@ def test_each_round_only_when_asked() -> None:
         num_draft_tokens=8,
         acceptance_histogram=(1, 1, 0, 1),
         exit_counts={12: 3, 6: 5},
-        steps=steps,
+        rounds=ROUNDS,
     )
     assert counts(detailed) == counts(SUMMARY) | {
         "per_step_accepted": [3, 1, 0],
         "per_step_drafted": [3, 3, 2],
+        "rounds": [one.to_body() for one in ROUNDS],
+    }
+
+
+def test_a_round() -> None:
+    """A part of a character has bytes and a readable name; what adds nothing has no bytes."""
+    snow, part, end = (
+        RoundToken(7, b"snow"),
+        RoundToken(8, b"\xe2\x98"),
+        RoundToken(2, b"<end>", is_special=True),
+    )
+    one = RoundDetails((snow, part, snow), (4, 4, 0), 2, (snow, part, end), 0.01, 0.02, 0.04)
+    shown_snow = {"token_id": 7, "token": "snow", "bytes": [115, 110, 111, 119]}
+    shown_part = {"token_id": 8, "token": "bytes:\\xe2\\x98", "bytes": [226, 152]}
+    assert one.to_body() == {
+        "draft": [shown_snow | {"exit": 4}, shown_part | {"exit": 4}, shown_snow | {"exit": 0}],
+        "num_accepted": 2,
+        "committed": [shown_snow, shown_part, {"token_id": 2, "token": "<end>", "bytes": []}],
+        "draft_s": 0.01,
+        "verify_s": 0.02,
+        "round_s": 0.04,
     }
 
 
 @pytest.mark.parametrize(
-    ("num_draft_tokens", "histogram", "steps"),
+    ("num_draft_tokens", "histogram", "rounds"),
     [
         (3, (0, 0, 0, 0, 1), None),  # accepted more than was drafted
         (4, (0, 0, 0, 0, 1), ()),  # a round is missing
-        (4, (0, 0, 0, 0, 1), ((5, 4),)),  # another number of drafted tokens
-        (4, (0, 0, 0, 0, 1), ((4, 3),)),  # another number of accepted tokens
+        (4, (0, 0, 0, 0, 1), (details(5, 4),)),  # another number of drafted tokens
+        (4, (0, 0, 0, 0, 1), (details(4, 3),)),  # another number of accepted tokens
+        (4, (0, 0, 0, 1), (details(4, 4),)),  # the same
+        (4, (0, 0, 0, 0, 1), (replace(details(4, 4), committed=()),)),  # of committed ones
     ],
 )
 def test_counts_that_contradict_each_other_are_our_bug(
     num_draft_tokens: int,
     histogram: tuple[int, ...],
-    steps: tuple[tuple[int, int], ...] | None,
+    rounds: tuple[RoundDetails, ...] | None,
 ) -> None:
     with pytest.raises(AssertionError):
-        SpeculationSummary(1, 1, 5, num_draft_tokens, histogram, {}, steps)
+        SpeculationSummary(1, 1, 5, num_draft_tokens, histogram, {}, rounds)
 
 
 @given(
@@ -102,7 +142,7 @@ def test_the_sums_that_aiperf_checks_add_up(steps: list[tuple[int, int]], num_al
             acceptance_histogram=tuple(
                 accepted.count(j) for j in range(max(accepted, default=-1) + 1)
             ),
-            steps=tuple(steps),
+            rounds=tuple(details(*step) for step in steps) + (details(0, 0),) * num_alone,
         )
     )
     to_json(body)  # no NaN

@@ -325,6 +325,7 @@ def test_the_first_difference_is_corrected(
     assert outcome.token_ids == tuple(text[: wrong_place + 1])
     assert outcome.num_accepted == wrong_place
     assert outcome.exits == (1, 2, 3, 3)
+    assert outcome.draft_token_ids == tuple(proposed), "the wrong guess too"
 
 
 @pytest.mark.parametrize(("surplus", "num_exits"), [(1, 4), (-1, 4), (-5, 4), (0, 3), (0, 5)])
@@ -350,7 +351,7 @@ def test_a_proposal_is_cut_before_an_impossible_id(
     proposal = Proposal(5, (text[0], text[1], impossible, text[3]), (1, 2, 3, 3))
     result = SHARED.step({"a": proposal})
     SHARED.close("a")
-    assert result.outcomes["a"] == Outcome(5, tuple(text[:3]), 2, (1, 2))
+    assert result.outcomes["a"] == Outcome(5, tuple(text[:3]), 2, (1, 2), (text[0], text[1]))
     assert result.num_tokens == 5 + 2
 
 

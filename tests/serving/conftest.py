@@ -4,9 +4,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import pytest
@@ -66,33 +66,38 @@ def tiny_args(weights: Path) -> dict[str, Any]:
     }
 
 
-Deploy = Callable[[dict[str, Any]], str]
+class Deploy(Protocol):
+    """Runs an app."""
+
+    def __call__(self, args: dict[str, Any], key: str = "") -> str:
+        """Its URL, once it is ready; `key`: what opens it."""
 
 
 @pytest.fixture(scope="session")
 def deploy(base_url: str) -> Iterator[Deploy]:
     """Run an app from its `args` and wait until it is ready; it is taken down at the end."""
 
-    def run(args: dict[str, Any]) -> str:
+    def run(args: dict[str, Any], key: str = "") -> str:
         serve.run(build(AppConfig.model_validate(args)), name=APP, route_prefix="/")
-        await_ready(base_url)
+        await_ready(base_url, key=key)
         return base_url
 
     yield run
     serve.delete(APP)
 
 
-def await_ready(url: str, timeout_s: float = 90.0) -> None:
+def await_ready(url: str, timeout_s: float = 90.0, key: str = "") -> None:
     """Until /ready says so, of the draft too."""
     deadline = time.monotonic() + timeout_s
-    while not _is_ready(url):
+    while not _is_ready(url, key):
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
 
-def _is_ready(url: str) -> bool:
+def _is_ready(url: str, key: str) -> bool:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = httpx.get(f"{url}/ready", timeout=10)
+        answer = httpx.get(f"{url}/ready", timeout=10, headers=headers)
     except httpx.TimeoutException:  # Serve's proxy waits for the first router replica
         return False
     return answer.status_code == 200 and answer.json().get("draft", "?") in ("ready", None)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import httpx
 
 from s2d_serve.config import AppConfig
-from s2d_serve.engine.messages import Outcome, TokenLogprobs
+from s2d_serve.engine.messages import Outcome, RoundTimes, TokenLogprobs
 from s2d_serve.serving.directory import Directory, View
 from s2d_serve.serving.http import build_api
 from s2d_serve.serving.router import Generation, Router
@@ -51,8 +51,10 @@ class FakeRouter:
             tuple(tokens),
             len(tokens) - 1,
             (4,) * (len(tokens) - 1),
+            tuple(tokens[:-1]),
             "length" if is_last else None,
             logprobs if asked is not None else (),
+            RoundTimes(0.01, 0.02, 0.04),
         )
 
 

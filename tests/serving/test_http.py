@@ -157,6 +157,47 @@ async def test_counts_are_of_delivered_tokens(fake: FakeService) -> None:
     counts = cut["metrics"]["speculative_decoding"]
     assert (counts["num_rounds"], counts["mean_accepted_tokens"]) == (1, 1.0)
     assert counts["per_step_accepted"] == [1]
+    (details,) = counts["rounds"]
+    assert (details["num_accepted"], len(details["committed"])) == (1, 1)
+
+
+async def test_a_streams_rounds_come_with_its_tokens(fake: FakeService) -> None:
+    """One per chunk, with ids, texts, exits and times; with the counts once more, all of them."""
+    asked = {"speculation": {"detailed": True}, "stream_options": {"include_usage": True}}
+    *chunks, usage, done = await events(fake, return_token_ids=True, **asked)
+    assert done == "data: [DONE]"
+    bodies = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
+    assert len(bodies) == 3
+    for body in bodies:
+        (details,) = body["s2d"]["rounds"]
+        (choice,) = body["choices"]
+        assert [token["token_id"] for token in details["committed"]] == choice["token_ids"]
+        assert b"".join(bytes(t["bytes"]) for t in details["committed"]).decode() == choice["text"]
+        (guess,) = details["draft"]
+        assert guess == details["committed"][0] | {"exit": 4}
+        assert (details["draft_s"], details["verify_s"], details["round_s"]) == (0.01, 0.02, 0.04)
+    counts = json.loads(usage.removeprefix("data: "))["metrics"]["speculative_decoding"]
+    assert counts["rounds"] == [body["s2d"]["rounds"][0] for body in bodies]
+
+
+async def test_rounds_come_while_text_is_held_back(fake: FakeService) -> None:
+    """What may become a stop string is not shown, but its tokens are there and are told of."""
+    whole = (await fake.client.post("/v1/completions", json=ASK)).json()["choices"][0]["text"]
+    asked = {"stop": whole + "!", "speculation": {"detailed": True}}
+    bodies = [
+        json.loads(block.removeprefix("data: ")) for block in (await events(fake, **asked))[:-1]
+    ]
+    assert [body["choices"][0]["text"] for body in bodies] == ["", "", whole]
+    assert [len(body["s2d"]["rounds"]) for body in bodies] == [1, 1, 1]
+
+
+async def test_no_round_is_told_of_unasked(fake: FakeService) -> None:
+    """Counts per token can leak prompts; several choices at once have no counts to put them in."""
+    blocks = await events(fake, stream_options={"include_usage": True})
+    assert not any('"rounds"' in block or "per_step" in block for block in blocks)
+    answer = await fake.client.post("/v1/completions", json=ASK)
+    assert '"rounds"' not in answer.text
+    assert "per_step" not in answer.text
 
 
 async def test_requests_reach_the_router_as_asked(fake: FakeService) -> None:

@@ -116,9 +116,15 @@ async def test_a_lane_gives_the_reference_loops_text(bench: Bench) -> None:
     assert texts == bench.expected
     assert sum(outcome.num_accepted for outcome in outcomes) > 20
     assert all(len(outcome.logprobs) == len(outcome.token_ids) for outcome in outcomes)
+    assert all(
+        o.draft_token_ids[: o.num_accepted] == o.token_ids[: o.num_accepted] for o in outcomes
+    )
+    assert all(o.times.verify_s > 0 and o.times.round_s > 0 for o in outcomes)
+    assert any(o.times.draft_s > 0 for o in outcomes)
     texts, outcomes = await through_lane(bench, None, "alone")
     assert texts == bench.expected
-    assert not any(outcome.exits for outcome in outcomes)
+    assert not any(outcome.exits or outcome.times.draft_s for outcome in outcomes)
+    assert all(0 < o.times.round_s < 30 for o in outcomes), "a share of the call's time"
 
 
 async def test_two_lanes_merge_at_one_executor(bench: Bench) -> None:

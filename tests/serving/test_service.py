@@ -68,6 +68,22 @@ def test_speculation_changes_no_token(url: str, target: str, sampling: dict[str,
     assert num_accepted > 10
 
 
+def test_a_streams_rounds_are_its_tokens(url: str) -> None:
+    """Their committed tokens are the text's, and their counts are the sums."""
+    asked = {"speculation": {"detailed": True}, "stream_options": {"include_usage": True}}
+    fields = {"temperature": 0.8, "seed": 4, "return_token_ids": True, **asked}
+    *chunks, usage = stream(url, PROMPTS[1], **fields)
+    rounds = [details for chunk in chunks for details in chunk["s2d"]["rounds"]]
+    told = [token["token_id"] for details in rounds for token in details["committed"]]
+    assert told == [i for chunk in chunks for i in chunk["choices"][0]["token_ids"]]
+    assert all(details["round_s"] > 0 and details["verify_s"] > 0 for details in rounds)
+    guesses = [guess for details in rounds for guess in details["draft"]]
+    assert {guess["exit"] for guess in guesses} <= {0, 2, 4}
+    counts = usage["metrics"]["speculative_decoding"]
+    assert counts["num_draft_tokens"] == len(guesses) > 0
+    assert counts["rounds"] == rounds
+
+
 def test_a_batch_of_clients_gets_what_each_gets_alone(url: str) -> None:
     """Concurrency changes no text, over two targets at once."""
     asks = [
