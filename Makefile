@@ -4,6 +4,7 @@
 #   make test-bench   those of the bench family
 #   make test-faults  those that kill and stop processes, again and again
 #   make test-hosts   those that make hosts out of network namespaces: needs root
+#   make test-prometheus  those that need a Prometheus server (Debian package prometheus)
 #   make check        format, lint, types, rooms
 #   make clean        remove everything that these made; weights stay in their cache
 
@@ -22,13 +23,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: serve test test-bench test-faults test-hosts check clean
+.PHONY: serve test test-bench test-faults test-hosts test-prometheus check clean
 
 serve: $(VENV)/serve.stamp
 	$(BIN)/s2d serve $(FILE)
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "not gpu and not bench and not faults and not hosts" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not bench and not faults and not hosts and not prometheus" $(ARGS)
 
 test-bench: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m bench $(ARGS)
@@ -38,6 +39,9 @@ test-faults: $(VENV)/dev.stamp
 
 test-hosts: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m hosts $(ARGS)
+
+test-prometheus: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m prometheus $(ARGS)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ from s2d_serve.api.responses import Choice
 from s2d_serve.api.speculation import SpeculationSummary
 from s2d_serve.engine.messages import Outcome, TokenLogprobs
 from s2d_serve.engine.text import Detokenizer, TextStream
+from s2d_serve.observability.meter import ChoiceMeter
 from s2d_serve.serving.router import Generation, Router
 from s2d_serve.speculation.statistics import SpeculationStatistics
 
@@ -23,6 +24,7 @@ class ChoiceRun:
     generation: Generation
     request: GenerationRequest
     detokenizer: Detokenizer
+    meter: ChoiceMeter
     statistics: SpeculationStatistics = field(default_factory=SpeculationStatistics)
     steps: list[tuple[int, int]] = field(default_factory=list)
     """(drafted, accepted) of each round with a proposal."""
@@ -66,6 +68,8 @@ class ChoiceRun:
             new_text += text.finish()
             if finish_reason == "stop" and kept[-1] in self.generation.params.stop_token_ids:
                 stop_reason = kept[-1]
+        if finish_reason is not None:
+            self.meter.finished(finish_reason)
         return Choice(
             self.index,
             new_text,
@@ -79,6 +83,7 @@ class ChoiceRun:
     def _count(self, outcome: Outcome, num_kept: int) -> None:
         num_accepted = min(outcome.num_accepted, num_kept)
         self.statistics.record(num_kept, num_accepted, outcome.exits)
+        self.meter.delivered(num_kept, num_accepted, outcome.exits)
         if outcome.exits:
             self.steps.append((len(outcome.exits), num_accepted))
 
@@ -126,6 +131,10 @@ async def merged(runs: Sequence[ChoiceRun], router: Router) -> AsyncGenerator[Ch
                 raise piece
             num_live -= piece.finish_reason is not None
             yield piece
+    except (GeneratorExit, asyncio.CancelledError):
+        for run in runs:
+            run.meter.finished("abort")
+        raise
     finally:
         for task in tasks:
             task.cancel()

@@ -32,6 +32,15 @@ class View:
     state: State
     info: ModelInfo | None = None
     """What its executors run; None while there are none."""
+    num_ready: int = 0
+    """Executors that decode when asked."""
+    num_silent: int = 0
+    """Executors that do not answer, or not yet."""
+    num_sequences: int = 0
+    """In the slots of all executors together."""
+    num_slots: int = 0
+    num_waiting: int = 0
+    """Sequences that the draft knows and has no slot for."""
 
 
 class Directory:
@@ -65,12 +74,20 @@ class Directory:
             alive = [answer for answer in answers if answer is not None]
             if alive:
                 self._infos[deployment] = alive[0].info
-                views[deployment] = View("ready", alive[0].info)
+                views[deployment] = View(
+                    "ready",
+                    alive[0].info,
+                    len(alive),
+                    len(own) - len(alive),
+                    sum(status.num_sequences for status in alive),
+                    sum(status.num_slots for status in alive),
+                    sum(status.num_waiting for status in alive),
+                )
             else:
                 state = await asyncio.to_thread(_state_without_executor, self._app, deployment)
                 if state == "loading" and deployment in self._sleepers:
                     state = "waking"
-                views[deployment] = View(state, self._infos.get(deployment))
+                views[deployment] = View(state, self._infos.get(deployment), num_silent=len(own))
         return views
 
 

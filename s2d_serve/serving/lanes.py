@@ -9,15 +9,21 @@ is off the critical path. While it rests, or is lost, the target decodes several
 
 import asyncio
 import itertools
+import logging
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from s2d_serve.config import RouterConfig
 from s2d_serve.engine.messages import DraftRequest, Outcome, SequenceStart
+from s2d_serve.observability.meter import TargetMeter
+from s2d_serve.observability.tracing import Trace, Work
 from s2d_serve.serving.messages import DraftCall, SequenceRef, VerifyCall, VerifyReply
 from s2d_serve.serving.tasks import spawn, value_of
 from s2d_serve.speculation.params import SamplingParams
+
+log = logging.getLogger("s2d_serve")
 
 MAX_RETRY_S = 60.0
 NO_WORK_PAUSE_S = 0.02
@@ -28,6 +34,11 @@ MAX_REMEMBERED_COSTS = 16
 
 class ReplicaLostError(Exception):
     """The replica that served a sequence is gone; another one can go on."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        """`reason`: one of `MIGRATIONS`."""
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +64,8 @@ class LiveSequence:
     """The draft has proposed for it, or said that it would rather rest: a rest that others caused
     does not hold for a sequence it has not weighed.
     """
+    trace: Trace | None = None
+    """Of its request, if that is sampled."""
 
     def start(self) -> SequenceStart:
         """How to open it as it stands."""
@@ -84,6 +97,7 @@ class LaneEnds:
     """Actor handle of a DraftExecutor; None: the target decodes alone."""
     decode_steps: int
     config: RouterConfig
+    meter: TargetMeter
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +107,8 @@ class Round:
     reply: Any
     """Reference to its VerifyReply."""
     sequence_ids: frozenset[str]
+    submitted: float
+    """By `time.monotonic`."""
 
 
 class Lane:
@@ -114,6 +130,7 @@ class Lane:
         self._verify_costs: deque[tuple[int, float]] = deque(maxlen=MAX_REMEMBERED_COSTS)
         self._draft_is_lost = False
         self._draft_attempt = 0
+        self._last_read = 0.0
         self._task = spawn(self._run())
 
     def add(self, sequence: LiveSequence) -> None:
@@ -174,6 +191,7 @@ class Lane:
                 self._fail(error)
                 return
             self._pending.popleft()
+            self._count(pending, reply)
             self._deliver(reply)
             self._finish_draining()
             if not any(result.outcomes for result in reply.results):
@@ -205,7 +223,8 @@ class Lane:
         reply = self._ends.target.verify.remote(call, proposals)
         if proposals:
             self._unlearned = reply
-        return Round(reply, frozenset(sequence.sequence_id for sequence in sequences))
+        ids = frozenset(sequence.sequence_id for sequence in sequences)
+        return Round(reply, ids, time.monotonic())
 
     def _ask_draft(self, sequences: list[LiveSequence]) -> Any:
         """Reference to the round's DraftReply; the draft learns of the last round by itself."""
@@ -225,6 +244,28 @@ class Lane:
             sequence.is_drafted = True
         last_round = [] if self._unlearned is None else [self._unlearned]
         return self._ends.draft.propose.remote(call, last_round)
+
+    def _count(self, pending: Round, reply: VerifyReply) -> None:
+        """Say what a round took, and why it had no draft."""
+        meter, now = self._ends.meter, time.monotonic()
+        seconds = now - max(pending.submitted, self._last_read)
+        self._last_read = now
+        draft_s = reply.draft_seconds if reply.draft_state == "ok" else None
+        passes = [(result.num_tokens, result.seconds) for result in reply.results]
+        meter.round(seconds, draft_s, passes)
+        served = [self._sequences[i] for i in pending.sequence_ids & self._sequences.keys()]
+        if reply.draft_state != "ok" and any(sequence.max_draft_tokens for sequence in served):
+            meter.fallbacks[self._fallback(reply)].inc()
+        for sequence in served:
+            if sequence.trace is not None:
+                sequence.trace.round(*_works(seconds, reply))
+
+    def _fallback(self, reply: VerifyReply) -> str:
+        if reply.draft_state != "none":
+            return reply.draft_state
+        if self._ends.draft is None:
+            return "absent"
+        return "lost" if self._draft_is_lost else "rest"
 
     def _deliver(self, reply: VerifyReply) -> None:
         """Hand a round's outcomes to their sequences, and heed what it says of the draft."""
@@ -274,6 +315,9 @@ class Lane:
         if self._draft_is_lost:
             return
         self._draft_is_lost = True
+        reason = "dead" if is_dead else "late"
+        extra = {"target": self._ends.target_name, "reason": reason}
+        log.warning("the draft is %s: the target goes on alone", reason, extra=extra)
         if is_dead:
             self.is_broken = True
         else:
@@ -300,7 +344,8 @@ class Lane:
         """The target is lost: its sequences look for another one."""
         self.is_broken = True
         for sequence in self._sequences.values():
-            sequence.outcomes.put_nowait(ReplicaLostError(f"a round failed: {error}"))
+            lost = ReplicaLostError("round_failed", f"a round failed: {error}")
+            sequence.outcomes.put_nowait(lost)
         self._sequences.clear()
         self._pending.clear()
         self._finish_draining()
@@ -313,3 +358,18 @@ class Lane:
                 self._sequences.pop(sequence_id, None)
                 if not drained.done():
                     drained.set_result(None)
+
+
+def _works(seconds: float, reply: VerifyReply) -> tuple[Work, Work | None, Work]:
+    """A round that was just read as spans: whole, draft, target."""
+    draft = None
+    if reply.draft_state == "ok":
+        draft = Work(reply.draft_started_s, reply.draft_seconds, {})
+    verify_s = sum(result.seconds for result in reply.results)
+    num_tokens = sum(result.num_tokens for result in reply.results)
+    attributes = {"s2d.num_passes": len(reply.results), "s2d.num_tokens": num_tokens}
+    return (
+        Work(time.time() - seconds, seconds, {"s2d.draft_state": reply.draft_state}),
+        draft,
+        Work(reply.started_s, verify_s, attributes),
+    )

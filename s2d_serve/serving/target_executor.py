@@ -165,6 +165,7 @@ class TargetExecutor:
         reply, state = await _proposals(refs, call.patience_s)
         if state == "late":
             self._late_drafts[call.lane_id] = call.draft_attempt
+        started_s = time.time()
         turn = VerifyTurn(call, reply.draft.proposals)
         verified = await self._batcher.submit(turn)
         return VerifyReply(
@@ -174,6 +175,8 @@ class TargetExecutor:
             reply.unknown,
             reply.draft.rest_rounds,
             reply.seconds,
+            reply.started_s,
+            started_s,
         )
 
     def _run_pass(self, turns: Sequence[VerifyTurn]) -> list[tuple[VerifyTurn, VerifyReply]]:
