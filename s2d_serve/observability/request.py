@@ -10,7 +10,7 @@ from s2d_serve.observability.tracing import Trace
 LOG_FIELDS = {
     "request_id": "the request's `X-Request-Id`: in every line of its life",
     "target": "the target's name, as soon as it is known",
-    "method": "of the line that ends a request",
+    "method": "of the line that ends a request (at DEBUG for /health, /ready, /metrics)",
     "path": "the same, without the query",
     "status": "the same; 0: the client hung up before there was one",
     "seconds": "the same: from arrival to the last byte",

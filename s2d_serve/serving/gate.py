@@ -19,6 +19,8 @@ from s2d_serve.serving.keys import Keys
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 OPEN_PATHS = ("/health",)
+QUIET_PATHS = ("/health", "/ready", "/metrics")
+"""What machines ask again and again: a log line at DEBUG only."""
 
 log = logging.getLogger("s2d_serve")
 
@@ -111,9 +113,9 @@ def _note_end(scope: Scope, notes: RequestNotes, status: int) -> None:
     """The request's last log line, and the end of its trace."""
     seconds = time.monotonic() - notes.started
     about = {"method": scope["method"], "path": scope["path"], "status": status}
-    log.info(
-        "%s %s %s %.3fs", *about.values(), seconds, extra=about | {"seconds": round(seconds, 4)}
-    )
+    level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
+    extra = about | {"seconds": round(seconds, 4)}
+    log.log(level, "%s %s %s %.3fs", *about.values(), seconds, extra=extra)
     if notes.trace is not None:
         notes.trace.end(about | {"target": notes.target or ""})
 

@@ -18,8 +18,9 @@ from typing import Any
 from s2d_serve.config import RouterConfig
 from s2d_serve.engine.messages import DraftRequest, Outcome, SequenceStart
 from s2d_serve.observability.meter import TargetMeter
-from s2d_serve.observability.tracing import Trace, Work
+from s2d_serve.observability.tracing import Trace
 from s2d_serve.serving.messages import DraftCall, SequenceRef, VerifyCall, VerifyReply
+from s2d_serve.serving.round_report import RoundReport
 from s2d_serve.serving.tasks import spawn, value_of
 from s2d_serve.speculation.params import SamplingParams
 
@@ -107,8 +108,8 @@ class Round:
     reply: Any
     """Reference to its VerifyReply."""
     sequence_ids: frozenset[str]
-    submitted: float
-    """By `time.monotonic`."""
+    submitted_at: float
+    """On the monotonic clock."""
 
 
 class Lane:
@@ -130,7 +131,7 @@ class Lane:
         self._verify_costs: deque[tuple[int, float]] = deque(maxlen=MAX_REMEMBERED_COSTS)
         self._draft_is_lost = False
         self._draft_attempt = 0
-        self._last_read = 0.0
+        self._delivered_at = 0.0
         self._task = spawn(self._run())
 
     def add(self, sequence: LiveSequence) -> None:
@@ -191,7 +192,7 @@ class Lane:
                 self._fail(error)
                 return
             self._pending.popleft()
-            self._count(pending, reply)
+            self._report(pending, reply)
             self._deliver(reply)
             self._finish_draining()
             if not any(result.outcomes for result in reply.results):
@@ -245,24 +246,20 @@ class Lane:
         last_round = [] if self._unlearned is None else [self._unlearned]
         return self._ends.draft.propose.remote(call, last_round)
 
-    def _count(self, pending: Round, reply: VerifyReply) -> None:
+    def _report(self, pending: Round, reply: VerifyReply) -> None:
         """Say what a round took, and why it had no draft."""
-        meter, now = self._ends.meter, time.monotonic()
-        seconds = now - max(pending.submitted, self._last_read)
-        self._last_read = now
-        draft_s = reply.draft_seconds if reply.draft_state == "ok" else None
-        passes = [(result.num_tokens, result.seconds) for result in reply.results]
-        meter.round(seconds, draft_s, passes)
+        now = time.monotonic()
+        seconds = now - max(pending.submitted_at, self._delivered_at)
+        self._delivered_at = now
         served = [self._sequences[i] for i in pending.sequence_ids & self._sequences.keys()]
-        if reply.draft_state != "ok" and any(sequence.max_draft_tokens for sequence in served):
-            meter.fallbacks[self._fallback(reply)].inc()
-        for sequence in served:
-            if sequence.trace is not None:
-                sequence.trace.round(*_works(seconds, reply))
+        wants_draft = any(sequence.max_draft_tokens for sequence in served)
+        report = RoundReport(seconds, reply, self._fallback(reply) if wants_draft else None)
+        report.count(self._ends.meter)
+        report.trace([sequence.trace for sequence in served if sequence.trace is not None])
 
-    def _fallback(self, reply: VerifyReply) -> str:
+    def _fallback(self, reply: VerifyReply) -> str | None:
         if reply.draft_state != "none":
-            return reply.draft_state
+            return None if reply.draft_state == "ok" else reply.draft_state
         if self._ends.draft is None:
             return "absent"
         return "lost" if self._draft_is_lost else "rest"
@@ -358,18 +355,3 @@ class Lane:
                 self._sequences.pop(sequence_id, None)
                 if not drained.done():
                     drained.set_result(None)
-
-
-def _works(seconds: float, reply: VerifyReply) -> tuple[Work, Work | None, Work]:
-    """A round that was just read as spans: whole, draft, target."""
-    draft = None
-    if reply.draft_state == "ok":
-        draft = Work(reply.draft_started_s, reply.draft_seconds, {})
-    verify_s = sum(result.seconds for result in reply.results)
-    num_tokens = sum(result.num_tokens for result in reply.results)
-    attributes = {"s2d.num_passes": len(reply.results), "s2d.num_tokens": num_tokens}
-    return (
-        Work(time.time() - seconds, seconds, {"s2d.draft_state": reply.draft_state}),
-        draft,
-        Work(reply.started_s, verify_s, attributes),
-    )

@@ -4,7 +4,7 @@ See serving/metrics_keeper.py for the keeper.
 """
 
 import asyncio
-import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Awaitable, Mapping
@@ -22,6 +22,8 @@ from s2d_serve.serving.app import DRAFT
 from s2d_serve.serving.directory import Directory, View
 from s2d_serve.serving.metrics_keeper import PUSH_S
 from s2d_serve.serving.tasks import value_of
+
+log = logging.getLogger("s2d_serve")
 
 LOOK_S = 10.0
 """How often it sets its gauges of targets and draft unasked, and Ray's metrics: Ray reads them as
@@ -59,12 +61,14 @@ class Metrics:
         looked_at = -LOOK_S
         while True:
             await asyncio.sleep(PUSH_S)
-            if time.monotonic() - looked_at > LOOK_S:
-                self._set_gauges(await self._directory.look())
-                gauges.set(self.meter.samples())
-                looked_at = time.monotonic()
-            with contextlib.suppress(UnavailableError):
+            try:
+                if time.monotonic() - looked_at > LOOK_S:
+                    looked_at = time.monotonic()
+                    self._set_gauges(await self._directory.look())
+                    gauges.set(self.meter.samples())
                 await self._ask(self._keeper.push.remote(self._router_id, self.meter.samples()))
+            except Exception as error:  # Serve's controller, Ray's GCS: all may be away for a while
+                log.warning("metrics were not sent: %s", error)
 
     @staticmethod
     async def _ask(answer: Awaitable[Any]) -> Any:
