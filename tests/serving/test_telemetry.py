@@ -158,7 +158,7 @@ def test_log_lines_say_whose_they_are_and_never_the_prompt(
     assert (last["method"], last["path"], last["status"]) == ("POST", "/v1/completions", status)
     assert 0 < last["seconds"] < 60
     assert last.get("target") == ("tiny" if status == 200 else None)
-    assert (last["deployment"], last["levelname"]) == ("router", "INFO")
+    assert (last["deployment"], last["levelname"]) == (f"{APP}_router", "INFO")
     assert SECRET not in json.dumps(lines)
 
 
