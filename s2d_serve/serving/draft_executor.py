@@ -11,10 +11,16 @@ from s2d_serve.config import DraftConfig, SpeculationConfig
 from s2d_serve.engine.messages import SequenceStart, StepResult
 from s2d_serve.serving.batcher import Batcher
 from s2d_serve.serving.cores import core_turns
-from s2d_serve.serving.messages import DraftCall, DraftReply, ExecutorStatus, ModelInfo
+from s2d_serve.serving.mailbox import Mailbox
+from s2d_serve.serving.messages import (
+    DraftCall,
+    DraftReply,
+    ExecutorStatus,
+    ModelInfo,
+    VerifyReply,
+)
 from s2d_serve.serving.remembered import Remembered
 from s2d_serve.serving.target_executor import SELF_TEST_AGE_S
-from s2d_serve.serving.tasks import value_of
 from s2d_serve.speculation.exits import LOOKUP_EXIT
 from s2d_serve.speculation.params import SamplingParams
 
@@ -39,6 +45,7 @@ class DraftExecutor:
         self._drafter: Drafter
         self._info: ModelInfo
         self._left = Remembered()
+        self._mailbox = Mailbox()
         self._last_decode = 0.0
         self._batcher: Batcher[DraftTurn, DraftReply] = Batcher(
             self._run_pass, lambda: self._drafter.prefill(), core_turns(config)
@@ -60,8 +67,19 @@ class DraftExecutor:
         """
         results: tuple[StepResult, ...] = ()
         for ref in refs:
-            results = (await value_of(ref)).results
-        return await self._batcher.submit(DraftTurn(call, results))
+            last: VerifyReply = await self._mailbox.first(call.lane_id, call.round - 1, ref)
+            results = last.results
+        reply = await self._batcher.submit(DraftTurn(call, results))
+        self._mailbox.send(call.lane_id, call.round, reply)
+        return reply
+
+    async def meet(self, lane_id: str, target: Any) -> None:
+        """Send this lane's replies to its target's executor too, without a detour."""
+        self._mailbox.meet(lane_id, target)
+
+    async def receive(self, lane_id: str, number: int, reply: VerifyReply) -> None:
+        """Take a target's reply that came without a detour."""
+        self._mailbox.receive(lane_id, number, reply)
 
     async def leave(self, sequence_id: str) -> None:
         """End a sequence for good, whatever calls about it are still under way."""

@@ -99,6 +99,8 @@ class LaneEnds:
     decode_steps: int
     config: RouterConfig
     meter: TargetMeter
+    is_apart: bool = False
+    """Router and executors are not all on one node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,9 @@ class Lane:
         self._draft_is_lost = False
         self._draft_attempt = 0
         self._delivered_at = 0.0
+        if ends.is_apart and ends.draft is not None:
+            ends.draft.meet.remote(lane_id, ends.target)
+            ends.target.meet.remote(lane_id, ends.draft)
         self._task = spawn(self._run())
 
     def add(self, sequence: LiveSequence) -> None:
@@ -203,16 +208,17 @@ class Lane:
 
     def _submit(self, sequences: list[LiveSequence]) -> Round:
         """Send off a round; object references tie it to the one before."""
+        number = next(self._round_numbers)
         proposals = []
         if self.is_drafting:
-            proposals.append(self._ask_draft(sequences))
+            proposals.append(self._ask_draft(number, sequences))
         else:
             self._unlearned = None
             for sequence in sequences:
                 sequence.is_drafted = False
         call = VerifyCall(
             self.lane_id,
-            next(self._round_numbers),
+            number,
             tuple(sequence.start() for sequence in sequences if not sequence.is_joined),
             tuple(SequenceRef(sequence.sequence_id, sequence.epoch) for sequence in sequences),
             num_steps=1 if proposals else self._ends.decode_steps,
@@ -227,11 +233,13 @@ class Lane:
         ids = frozenset(sequence.sequence_id for sequence in sequences)
         return Round(reply, ids, time.monotonic())
 
-    def _ask_draft(self, sequences: list[LiveSequence]) -> Any:
+    def _ask_draft(self, number: int, sequences: list[LiveSequence]) -> Any:
         """Reference to the round's DraftReply; the draft learns of the last round by itself."""
         assert self._ends.draft is not None
         wanted = [sequence for sequence in sequences if sequence.max_draft_tokens]
         call = DraftCall(
+            self.lane_id,
+            number,
             tuple(sequence.start() for sequence in wanted if not sequence.is_drafted),
             DraftRequest(
                 self._ends.target_name,

@@ -26,6 +26,8 @@ class Lease:
     """A place on one replica; it lasts as long as the streaming call that gave it."""
 
     replica: str
+    node_id: str
+    """Of the executor, in Ray's words."""
     executor: Any
     """Actor handle."""
     info: ModelInfo
@@ -43,6 +45,9 @@ class SequenceRef:
 class DraftCall:
     """One lane asks for a round's proposals; the last round's `VerifyReply` comes by reference."""
 
+    lane_id: str
+    round: int
+    """That of the `VerifyCall` which the proposals are for."""
     joins: tuple[SequenceStart, ...]
     request: DraftRequest
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
@@ -61,6 +62,7 @@ class Lanes:
     def __init__(self, config: AppConfig, meter: Meter) -> None:
         self._config = config
         self._meter = meter
+        self._node_id = ray.get_runtime_context().get_node_id()
         self._router_id = uuid.uuid4().hex[:8]
         self._lanes: dict[tuple[str, str | None], Lane] = {}
 
@@ -71,6 +73,7 @@ class Lanes:
         self._drop_broken()
         if key not in self._lanes:
             name = target.info.name
+            leases = [target] if draft is None else [target, draft]
             ends = LaneEnds(
                 name,
                 target.executor,
@@ -78,6 +81,7 @@ class Lanes:
                 self._config.targets[name].decode_steps,
                 self._config.router,
                 self._meter.of(name),
+                any(lease.node_id != self._node_id for lease in leases),
             )
             self._lanes[key] = Lane(f"{self._router_id}-{uuid.uuid4().hex[:8]}", ends)
         return self._lanes[key]

@@ -72,6 +72,7 @@ class ModelServer:
         context = serve.get_replica_context()
         self._config = config
         self._replica = context.replica_tag
+        self._node_id = ray.get_runtime_context().get_node_id()
         self._place = (context.app_name, context.deployment, self._replica)
         self._watches: dict[str, asyncio.Event] = {}
 
@@ -114,7 +115,7 @@ class ModelServer:
         `router`: name of the caller's actor.
         """
         try:
-            yield Lease(self._replica, self._executor, self._info)
+            yield Lease(self._replica, self._node_id, self._executor, self._info)
             await self._end_of(router)
         finally:
             self._executor.leave.remote(sequence_id)

@@ -23,6 +23,7 @@ from s2d_serve.engine.messages import (
 )
 from s2d_serve.serving.batcher import Batcher
 from s2d_serve.serving.cores import core_turns
+from s2d_serve.serving.mailbox import Mailbox
 from s2d_serve.serving.messages import (
     DraftReply,
     DraftState,
@@ -33,7 +34,6 @@ from s2d_serve.serving.messages import (
     VerifyReply,
 )
 from s2d_serve.serving.remembered import Remembered
-from s2d_serve.serving.tasks import value_of
 from s2d_serve.speculation.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class TargetExecutor:
         self._left = Remembered()
         self._replies = Remembered()
         self._late_drafts = Remembered()
+        self._mailbox = Mailbox()
         self._lane_ends: dict[str, asyncio.Future[None]] = {}
         self._last_decode = 0.0
         self._batcher: Batcher[VerifyTurn, VerifyReply] = Batcher(
@@ -113,12 +114,22 @@ class TargetExecutor:
             if repeated is not None and repeated[0] == call.round:
                 return repeated[1]  # type: ignore[no-any-return]  # a pair of (round, VerifyReply)
             reply = await self._verify(call, refs)
+            if refs:
+                self._mailbox.send(call.lane_id, call.round, reply)
             self._replies[call.lane_id] = (call.round, reply)
             return reply
         finally:
             ended.set_result(None)
             if self._lane_ends.get(call.lane_id) is ended:
                 del self._lane_ends[call.lane_id]
+
+    async def meet(self, lane_id: str, draft: Any) -> None:
+        """Send this lane's replies to its draft's executor too, without a detour."""
+        self._mailbox.meet(lane_id, draft)
+
+    async def receive(self, lane_id: str, number: int, reply: DraftReply) -> None:
+        """Take a draft's reply that came without a detour."""
+        self._mailbox.receive(lane_id, number, reply)
 
     async def leave(self, sequence_id: str) -> None:
         """End a sequence for good, whatever calls about it are still under way."""
@@ -162,7 +173,7 @@ class TargetExecutor:
     async def _verify(self, call: VerifyCall, refs: Sequence[Any]) -> VerifyReply:
         if self._late_drafts.get(call.lane_id) == call.draft_attempt:
             refs = ()
-        reply, state = await _proposals(refs, call.patience_s)
+        reply, state = await self._proposals(call, refs)
         if state == "late":
             self._late_drafts[call.lane_id] = call.draft_attempt
         started_s = time.time()
@@ -178,6 +189,22 @@ class TargetExecutor:
             reply.started_s,
             started_s,
         )
+
+    async def _proposals(
+        self, call: VerifyCall, refs: Sequence[Any]
+    ) -> tuple[DraftReply, DraftState]:
+        """The draft's reply, or an empty one if it is late or dead."""
+        nothing = DraftReply(Draft({}), (), 0.0)
+        if not refs:
+            return nothing, "none"
+        try:
+            coming = self._mailbox.first(call.lane_id, call.round, refs[0])
+            reply = await asyncio.wait_for(coming, call.patience_s)
+        except TimeoutError:
+            return nothing, "late"
+        except Exception:  # a dead draft, however Ray words it, costs no more than its proposal
+            return nothing, "dead"
+        return (reply, "ok") if isinstance(reply, DraftReply) else (nothing, "dead")
 
     def _run_pass(self, turns: Sequence[VerifyTurn]) -> list[tuple[VerifyTurn, VerifyReply]]:
         """One forward pass over the sequences of all turns."""
@@ -263,17 +290,3 @@ def _is_over(turn: VerifyTurn, own: Mapping[str, Outcome]) -> bool:
     was_proposed = any(outcome.exits for outcome in own.values())
     is_live = any(outcome.finish_reason is None for outcome in own.values())
     return was_proposed or not is_live or len(turn.results) >= turn.call.num_steps
-
-
-async def _proposals(refs: Sequence[Any], patience_s: float) -> tuple[DraftReply, DraftState]:
-    """The draft's reply, or an empty one if it is late or dead."""
-    nothing = DraftReply(Draft({}), (), 0.0)
-    if not refs:
-        return nothing, "none"
-    try:
-        reply = await asyncio.wait_for(value_of(refs[0]), patience_s)
-    except TimeoutError:
-        return nothing, "late"
-    except Exception:  # a dead draft, however Ray words it, costs no more than its proposal
-        return nothing, "dead"
-    return (reply, "ok") if isinstance(reply, DraftReply) else (nothing, "dead")

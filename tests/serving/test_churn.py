@@ -27,9 +27,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(900)]
 
 TARGETS = ("tiny", "tiny-int8")
 NUM_STREAMS = 200
-CHURN_S = 180.0
+CHURN_S = 360.0
 KILL_EVERY_S = 20.0
-WARM_UP_S = 60.0
+WARM_UP_S = 180.0
 MAX_SLOPE_MB_PER_MIN = 1.0
 PROMPTS = [f"the {word} in the string" for word in ("thing", "stop", "ring", "sting", "pin")]
 
