@@ -167,9 +167,15 @@ SAMPLE_NAMES = frozenset(name for metric in METRICS for name in metric.sample_na
 
 
 def markdown() -> Iterator[str]:
-    """The table's lines for `docs/METRICS.md`."""
+    """The table's lines for `docs/METRICS.md`, and those of the histograms' buckets."""
     yield "| metric | kind | labels | what it says |"
     yield "|---|---|---|---|"
     for metric in METRICS:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         yield f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |"
+    yield ""
+    yield "| histogram | upper bounds of its buckets |"
+    yield "|---|---|"
+    for metric in METRICS:
+        if metric.buckets:
+            yield f"| `{metric.name}` | {', '.join(f'{bound:g}' for bound in metric.buckets)} |"
