@@ -197,7 +197,9 @@ class Lane:
                 self._fail(error)
                 return
             self._pending.popleft()
-            self._report(pending, reply)
+            begun_at = max(pending.submitted_at, self._delivered_at)
+            self._delivered_at = time.monotonic()
+            self._report(pending, reply, self._delivered_at - begun_at)
             self._deliver(reply)
             self._finish_draining()
             if not any(result.outcomes for result in reply.results):
@@ -230,8 +232,8 @@ class Lane:
         reply = self._ends.target.verify.remote(call, proposals)
         if proposals:
             self._unlearned = reply
-        ids = frozenset(sequence.sequence_id for sequence in sequences)
-        return Round(reply, ids, time.monotonic())
+        sequence_ids = frozenset(sequence.sequence_id for sequence in sequences)
+        return Round(reply, sequence_ids, time.monotonic())
 
     def _ask_draft(self, number: int, sequences: list[LiveSequence]) -> Any:
         """Reference to the round's DraftReply; the draft learns of the last round by itself."""
@@ -254,11 +256,8 @@ class Lane:
         last_round = [] if self._unlearned is None else [self._unlearned]
         return self._ends.draft.propose.remote(call, last_round)
 
-    def _report(self, pending: Round, reply: VerifyReply) -> None:
+    def _report(self, pending: Round, reply: VerifyReply, seconds: float) -> None:
         """Say what a round took, and why it had no draft."""
-        now = time.monotonic()
-        seconds = now - max(pending.submitted_at, self._delivered_at)
-        self._delivered_at = now
         served = [self._sequences[i] for i in pending.sequence_ids & self._sequences.keys()]
         wants_draft = any(sequence.max_draft_tokens for sequence in served)
         report = RoundReport(seconds, reply, self._fallback(reply) if wants_draft else None)
