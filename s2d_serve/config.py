@@ -216,6 +216,25 @@ class RouterConfig(Config):
     """Pause before a lost draft is tried again; doubles up to a minute."""
 
 
+class LogsConfig(Config):
+    """What router and model servers log, as JSON lines among Serve's own."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """INFO: a line per request; WARNING: only what went wrong."""
+
+
+class TracingConfig(Config):
+    """OpenTelemetry traces of requests and their rounds; off unless a ratio is set."""
+
+    sample_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of the requests that are traced; a caller's `traceparent` header decides for its own.
+    """
+    otlp_endpoint: str = Field(
+        default="http://127.0.0.1:4318/v1/traces", pattern=r"^https?://[^\s]+$"
+    )
+    """Where spans go, as OTLP over HTTP; headers come from OTEL_EXPORTER_OTLP_HEADERS."""
+
+
 class AppConfig(Config):
     """The whole service: one draft, its targets, and the limits."""
 
@@ -231,6 +250,10 @@ class AppConfig(Config):
     """Who may use the service."""
     router: RouterConfig = RouterConfig()
     """How rounds are run."""
+    logs: LogsConfig = LogsConfig()
+    """What is logged."""
+    tracing: TracingConfig = TracingConfig()
+    """Which requests are traced."""
     allow_public_without_keys: bool = False
     """Serve on a public address although no API keys are set."""
 
@@ -238,9 +261,9 @@ class AppConfig(Config):
     @classmethod
     def _names_are_usable(cls, targets: dict[str, TargetConfig]) -> dict[str, TargetConfig]:
         for name in targets:
-            if not re.match(TARGET_NAME, name) or name in ("draft", "router"):
+            if not re.match(TARGET_NAME, name) or name in ("draft", "router", "metrics"):
                 raise ValueError(
                     f"target name {name!r}: use 1-64 of a-z 0-9 . _ -; "
-                    "'draft' and 'router' name other deployments"
+                    "'draft', 'router' and 'metrics' name other deployments"
                 )
         return targets

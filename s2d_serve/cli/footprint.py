@@ -180,7 +180,7 @@ def planned_models(
 def service_bytes(config: AppConfig) -> int:
     """Memory of the processes that hold no model."""
     num_models = len(config.targets) + (config.draft is not None)
-    return RAY_BYTES + ROUTER_BYTES + num_models * SERVER_BYTES
+    return RAY_BYTES + ROUTER_BYTES + (num_models + 1) * SERVER_BYTES  # one keeps the metrics
 
 
 def _planned(

@@ -153,6 +153,11 @@ class Drafter:
             for request, rest in zip(requests, rests, strict=True)
         ]
 
+    @property
+    def num_waiting(self) -> int:
+        """Sequences without a slot; safe to ask from any thread."""
+        return max(len(self._records) - len(self.draft.sequences), 0)
+
     def is_open(self, sequence_id: str) -> bool:
         """Whether the sequence was opened here (even if it found no slot)."""
         return sequence_id in self._records

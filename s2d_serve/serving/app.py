@@ -1,6 +1,7 @@
 """The app builder that deployment files name: `import_path: s2d_serve.serving.app:build`."""
 
 import asyncio
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,17 +11,24 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig
 from ray.serve.context import _get_global_client
+from ray.serve.schema import LoggingConfig
 
+from s2d_serve.api.errors import FAULTS, OUR_FAULT
 from s2d_serve.config import AppConfig, ModelConfig, ReplicasConfig
 from s2d_serve.engine.calibration import calibrated
 from s2d_serve.exposure import check_exposure
+from s2d_serve.observability.meter import Meter
+from s2d_serve.observability.request import RequestFilter
+from s2d_serve.serving.metrics_keeper import MetricsKeeper
 from s2d_serve.serving.servers import DraftServer, TargetServer
+from s2d_serve.serving.tasks import spawn
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 ROUTER = "router"
 DRAFT = "draft"
+METRICS = "metrics"
 REPLICA_CPUS = 0.1
 """CPUs that Ray sets aside for each replica."""
 HEALTH_CHECK_PERIOD_S = 5.0
@@ -35,9 +43,10 @@ class HttpRouter:
     """The deployment that takes HTTP."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: AppConfig, targets: dict[str, Any], draft: Any | None
+        self, config: AppConfig, targets: dict[str, Any], draft: Any | None, keeper: Any
     ) -> None:
         from s2d_serve.serving.directory import Directory  # heavy: tokenizers come with torch
+        from s2d_serve.serving.metrics import Metrics
         from s2d_serve.serving.router import Router
         from s2d_serve.serving.service import Service
 
@@ -50,8 +59,12 @@ class HttpRouter:
         directory = Directory(app, deployments, sleepers)
         actor_name = ray.get_runtime_context().get_actor_name()
         assert actor_name is not None, "Serve names its replicas"
-        router = Router(config, targets, draft, directory, actor_name)
-        self._service = Service(config, router, directory)
+        _log_with_serve()
+        meter = Meter(config.targets, [fault.code for fault in (*FAULTS.values(), OUR_FAULT)])
+        metrics = Metrics(meter, directory, keeper)
+        router = Router(config, targets, draft, directory, actor_name, meter)
+        self._service = Service(config, router, directory, metrics)
+        spawn(metrics.run())
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """Called by Serve after the constructor."""
@@ -60,18 +73,28 @@ class HttpRouter:
         return build_api(self._service)
 
 
+def _log_with_serve() -> None:
+    """Our lines go where this replica's own go, with the request that they are about."""
+    serve_log, log = logging.getLogger("ray.serve"), logging.getLogger("s2d_serve")
+    for handler in serve_log.handlers:
+        handler.addFilter(RequestFilter())
+    log.handlers = serve_log.handlers
+    log.setLevel(serve_log.level)
+    log.propagate = False
+
+
 def build(args: AppConfig) -> Application:
-    """One deployment per target, named after it, one for the draft, and the router before them.
+    """One deployment per target, named after it, one for the draft, the router before them, and
+    the keeper of its metrics.
 
     Raises: ConfigError if the calibration file cannot be read.
     """
     args = calibrated(args)
-    total_s = args.limits.total_s
     targets = {
         name: _deployment(
             TargetServer,
             name,
-            total_s,
+            args,
             target.max_sequences,
             max_queued_requests=target.max_queued,
             health_check_timeout_s=2 * target.silence_s,
@@ -87,22 +110,23 @@ def build(args: AppConfig) -> Application:
         server = _deployment(
             DraftServer,
             DRAFT,
-            total_s,
+            args,
             num_sequences,  # those without a slot wait for one inside, and run meanwhile
             health_check_timeout_s=2 * args.draft.silence_s,
             **_replicas(args.draft.replicas, args.draft.max_sequences),
             **_placement(args.draft),
         )
         draft = server.bind(args.draft, pairs)
+    keeper = _deployment(MetricsKeeper, METRICS, args, MAX_HTTP_REQUESTS, num_replicas=1)
     router = _deployment(
         serve.ingress()(HttpRouter),
         ROUTER,
-        total_s,
+        args,
         MAX_HTTP_REQUESTS,
         num_replicas=args.router.replicas,
         resources=args.router.resources,
     )
-    return router.bind(args, targets, draft)
+    return router.bind(args, targets, draft, keeper.bind())
 
 
 def _replicas(replicas: ReplicasConfig, num_slots: int) -> dict[str, Any]:
@@ -137,7 +161,7 @@ def _placement(model: ModelConfig, num_ranks: int = 1, strategy: str = "PACK") -
 def _deployment(
     server: Callable[..., Any],
     name: str,
-    total_s: float,
+    args: AppConfig,
     max_ongoing: int,
     resources: Mapping[str, float] = {},
     **options: Any,
@@ -146,8 +170,11 @@ def _deployment(
     return serve.deployment(
         name=name,
         max_ongoing_requests=max_ongoing,
-        graceful_shutdown_timeout_s=total_s,
+        graceful_shutdown_timeout_s=args.limits.total_s,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         ray_actor_options={"num_cpus": REPLICA_CPUS, "resources": dict(resources)},
+        logging_config=LoggingConfig(
+            encoding="JSON", log_level=args.logs.level, enable_access_log=False
+        ),
         **options,
     )(server)

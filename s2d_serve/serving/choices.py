@@ -11,6 +11,7 @@ from s2d_serve.api.responses import Choice
 from s2d_serve.api.speculation import RoundDetails, RoundToken, SpeculationSummary
 from s2d_serve.engine.messages import Outcome, TokenLogprobs
 from s2d_serve.engine.text import Detokenizer, TextStream
+from s2d_serve.observability.meter import ChoiceMeter
 from s2d_serve.serving.router import Generation, Router
 from s2d_serve.speculation.statistics import SpeculationStatistics
 
@@ -23,6 +24,7 @@ class ChoiceRun:
     generation: Generation
     request: GenerationRequest
     detokenizer: Detokenizer
+    meter: ChoiceMeter
     statistics: SpeculationStatistics = field(default_factory=SpeculationStatistics)
     rounds: list[RoundDetails] = field(default_factory=list)
     """Empty where nobody asked for them."""
@@ -59,6 +61,7 @@ class ChoiceRun:
         kept = outcome.token_ids[: text.num_tokens - first_token]
         num_accepted = min(outcome.num_accepted, len(kept))
         self.statistics.record(len(kept), num_accepted, outcome.exits)
+        self.meter.delivered(len(kept), num_accepted, outcome.exits)
         finish_reason = outcome.finish_reason
         stop_reason: str | int | None = text.stop
         if text.stop is not None:
@@ -67,6 +70,8 @@ class ChoiceRun:
             new_text += text.finish()
             if finish_reason == "stop" and kept[-1] in self.generation.params.stop_token_ids:
                 stop_reason = kept[-1]
+        if finish_reason is not None:
+            self.meter.finished(finish_reason)
         return Choice(
             self.index,
             new_text,
@@ -146,6 +151,10 @@ async def merged(runs: Sequence[ChoiceRun], router: Router) -> AsyncGenerator[Ch
                 raise piece
             num_live -= piece.finish_reason is not None
             yield piece
+    except (GeneratorExit, asyncio.CancelledError):
+        for run in runs:
+            run.meter.finished("abort")
+        raise
     finally:
         for task in tasks:
             task.cancel()

@@ -34,6 +34,20 @@ class View:
     """What its executors run; None while there are none."""
     replicas: tuple[ReplicaCard, ...] = ()
     """Those whose executors answered."""
+    num_silent: int = 0
+    """Executors that do not answer, or not yet."""
+    num_waiting: int = 0
+    """Sequences that the draft knows and has no slot for."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences in the slots of all replicas."""
+        return sum(replica.num_sequences for replica in self.replicas)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of all replicas."""
+        return sum(replica.num_slots for replica in self.replicas)
 
 
 class Directory:
@@ -67,13 +81,18 @@ class Directory:
             alive = [answer for answer in answers if answer is not None]
             if alive:
                 self._infos[deployment] = alive[0].info
-                replicas = tuple(ReplicaCard(a.num_sequences, a.num_slots) for a in alive)
-                views[deployment] = View("ready", alive[0].info, replicas)
+                views[deployment] = View(
+                    "ready",
+                    alive[0].info,
+                    tuple(ReplicaCard(a.num_sequences, a.num_slots) for a in alive),
+                    len(own) - len(alive),
+                    sum(status.num_waiting for status in alive),
+                )
             else:
                 state = await asyncio.to_thread(_state_without_executor, self._app, deployment)
                 if state == "loading" and deployment in self._sleepers:
                     state = "waking"
-                views[deployment] = View(state, self._infos.get(deployment))
+                views[deployment] = View(state, self._infos.get(deployment), num_silent=len(own))
         return views
 
 

@@ -99,6 +99,7 @@ class DraftExecutor:
             len(draft.sequences),
             self._config.max_sequences,
             time.monotonic() - self._last_decode,
+            self._drafter.num_waiting,
         )
 
     async def wait_closed(self) -> None:
@@ -120,7 +121,7 @@ class DraftExecutor:
 
     def _run_pass(self, turns: Sequence[DraftTurn]) -> list[tuple[DraftTurn, DraftReply]]:
         """Learn from the last round, then draft for the next: all lanes together."""
-        started = time.perf_counter()
+        started, started_s = time.perf_counter(), time.time()
         unknown: list[set[str]] = []
         for turn in turns:
             target = turn.call.request.target
@@ -137,7 +138,7 @@ class DraftExecutor:
             self._last_decode = time.monotonic()
         seconds = time.perf_counter() - started
         return [
-            (turn, DraftReply(draft, tuple(missing), seconds))
+            (turn, DraftReply(draft, tuple(missing), seconds, started_s))
             for turn, draft, missing in zip(turns, drafts, unknown, strict=True)
         ]
 

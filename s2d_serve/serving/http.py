@@ -28,6 +28,9 @@ from s2d_serve.api.requests import (
 from s2d_serve.api.responses import Choice, ResponseHead, Usage, chunk, usage_chunk, whole
 from s2d_serve.api.speculation import SpeculationSummary
 from s2d_serve.errors import DeadlineError, bad_request
+from s2d_serve.observability.exposition import CONTENT_TYPE
+from s2d_serve.observability.meter import ChoiceMeter
+from s2d_serve.observability.request import current_request
 from s2d_serve.serving.choices import ChoiceRun, gathered, merged
 from s2d_serve.serving.gate import Gate
 from s2d_serve.serving.prompts import Plan, plan
@@ -42,7 +45,13 @@ def build_api(service: Service) -> FastAPI:
     """The HTTP surface over one router."""
     api = FastAPI(title="s2d-serve", version=service.version, docs_url=None, redoc_url=None)
     limits = service.config.limits
-    api.add_middleware(Gate, limits=limits, keys=service.keys)
+    api.add_middleware(
+        Gate,
+        limits=limits,
+        keys=service.keys,
+        meter=service.metrics.meter,
+        tracing=service.tracing,
+    )
 
     @api.exception_handler(HTTPException)
     async def not_served(request: Request, error: HTTPException) -> Response:
@@ -107,6 +116,10 @@ def build_api(service: Service) -> FastAPI:
         status = 200 if info.is_ready(targets) else 503
         return _json(info.ready_body(targets, draft), status)
 
+    @api.get("/metrics")
+    async def metrics() -> Response:
+        return Response(await service.metrics.scrape(), media_type=CONTENT_TYPE)
+
     @api.get("/version")
     async def version() -> Response:
         return _json(info.version_body(service.version))
@@ -135,12 +148,18 @@ def _add_page(api: FastAPI) -> None:
 
 async def _generate(service: Service, request: GenerationRequest) -> Response:
     target = service.target(request.model)
+    notes = current_request.get()
+    assert notes is not None, "the gate made them"
+    notes.target = request.model
     vocabulary = service.vocabularies[request.model]
     laid_out = await asyncio.to_thread(plan, request, target, vocabulary)
-    runs = [
-        ChoiceRun(index, generation, request, vocabulary.detokenizer)
-        for index, generation in enumerate(laid_out.generations)
-    ]
+    meter = service.metrics.meter.of(request.model)
+    runs = []
+    for index, generation in enumerate(laid_out.generations):
+        is_first_of_prompt = index % request.n == 0
+        num_prompt_tokens = len(generation.prompt_token_ids) if is_first_of_prompt else 0
+        counts = ChoiceMeter(meter, num_prompt_tokens, notes.started)
+        runs.append(ChoiceRun(index, generation, request, vocabulary.detokenizer, counts))
     exchange = Exchange(service, request, laid_out, runs)
     return await (exchange.streamed() if request.stream else exchange.whole())
 
@@ -155,6 +174,7 @@ class Exchange:
         self._plan = laid_out
         self._runs = runs
         self._limits = service.config.limits
+        self._meter = service.metrics.meter
         self._pieces = merged(runs, service.router)
         self._deadline = asyncio.get_running_loop().time() + self._limits.total_s
         self._head = ResponseHead(
@@ -198,6 +218,7 @@ class Exchange:
         except Exception as error:
             if not is_open:
                 raise
+            self._meter.rejected(fault_of(error).code, self._request.model)
             yield sse.error_event(error_reply(error).body)
             if fault_of(error).status == 500:
                 raise

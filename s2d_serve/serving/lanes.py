@@ -9,6 +9,7 @@ is off the critical path. While it rests, or is lost, the target decodes several
 
 import asyncio
 import itertools
+import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,14 @@ from typing import Any
 
 from s2d_serve.config import RouterConfig
 from s2d_serve.engine.messages import DraftRequest, Outcome, RoundTimes, SequenceStart
+from s2d_serve.observability.meter import TargetMeter
+from s2d_serve.observability.tracing import Trace
 from s2d_serve.serving.messages import DraftCall, SequenceRef, VerifyCall, VerifyReply
+from s2d_serve.serving.round_report import RoundReport
 from s2d_serve.serving.tasks import spawn, value_of
 from s2d_serve.speculation.params import SamplingParams
+
+log = logging.getLogger("s2d_serve")
 
 MAX_RETRY_S = 60.0
 NO_WORK_PAUSE_S = 0.02
@@ -29,6 +35,11 @@ MAX_REMEMBERED_COSTS = 16
 
 class ReplicaLostError(Exception):
     """The replica that served a sequence is gone; another one can go on."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        """`reason`: one of `MIGRATIONS`."""
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +65,8 @@ class LiveSequence:
     """The draft has proposed for it, or said that it would rather rest: a rest that others caused
     does not hold for a sequence it has not weighed.
     """
+    trace: Trace | None = None
+    """Of its request, if that is sampled."""
 
     def start(self) -> SequenceStart:
         """How to open it as it stands."""
@@ -85,6 +98,7 @@ class LaneEnds:
     """Actor handle of a DraftExecutor; None: the target decodes alone."""
     decode_steps: int
     config: RouterConfig
+    meter: TargetMeter
     is_apart: bool = False
     """Router and executors are not all on one node."""
 
@@ -120,6 +134,7 @@ class Lane:
         self._verify_costs: deque[tuple[int, float]] = deque(maxlen=MAX_REMEMBERED_COSTS)
         self._draft_is_lost = False
         self._draft_attempt = 0
+        self._delivered_at = 0.0
         if ends.is_apart and ends.draft is not None:
             ends.draft.meet.remote(lane_id, ends.target)
             ends.target.meet.remote(lane_id, ends.draft)
@@ -187,7 +202,9 @@ class Lane:
                 pending.submitted_at, self._delivered_at
             )  # one by one, though sent ahead
             self._delivered_at = time.monotonic()
-            self._deliver(reply, self._delivered_at - begun_at)
+            seconds = self._delivered_at - begun_at
+            self._report(pending, reply, seconds)
+            self._deliver(reply, seconds)
             self._finish_draining()
             if not any(result.outcomes for result in reply.results):
                 await asyncio.sleep(NO_WORK_PAUSE_S)
@@ -243,6 +260,21 @@ class Lane:
         last_round = [] if self._unlearned is None else [self._unlearned]
         return self._ends.draft.propose.remote(call, last_round)
 
+    def _report(self, pending: Round, reply: VerifyReply, seconds: float) -> None:
+        """Say what a round took, and why it had no draft."""
+        served = [self._sequences[i] for i in pending.sequence_ids & self._sequences.keys()]
+        wants_draft = any(sequence.max_draft_tokens for sequence in served)
+        report = RoundReport(seconds, reply, self._fallback(reply) if wants_draft else None)
+        report.count(self._ends.meter)
+        report.trace([sequence.trace for sequence in served if sequence.trace is not None])
+
+    def _fallback(self, reply: VerifyReply) -> str | None:
+        if reply.draft_state != "none":
+            return None if reply.draft_state == "ok" else reply.draft_state
+        if self._ends.draft is None:
+            return "absent"
+        return "lost" if self._draft_is_lost else "rest"
+
     def _deliver(self, reply: VerifyReply, call_s: float) -> None:
         """Hand a round's outcomes to their sequences, and heed what it says of the draft.
 
@@ -296,6 +328,9 @@ class Lane:
         if self._draft_is_lost:
             return
         self._draft_is_lost = True
+        reason = "dead" if is_dead else "late"
+        extra = {"target": self._ends.target_name, "reason": reason}
+        log.warning("the draft is %s: the target goes on alone", reason, extra=extra)
         if is_dead:
             self.is_broken = True
         else:
@@ -322,7 +357,8 @@ class Lane:
         """The target is lost: its sequences look for another one."""
         self.is_broken = True
         for sequence in self._sequences.values():
-            sequence.outcomes.put_nowait(ReplicaLostError(f"a round failed: {error}"))
+            lost = ReplicaLostError("round_failed", f"a round failed: {error}")
+            sequence.outcomes.put_nowait(lost)
         self._sequences.clear()
         self._pending.clear()
         self._finish_draining()

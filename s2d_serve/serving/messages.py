@@ -61,6 +61,8 @@ class DraftReply:
     """Sequences that the lane must open (again) at the draft."""
     seconds: float
     """Work on the executor, from the outcome's arrival to the proposals."""
+    started_s: float = 0.0
+    """When that work began: Unix time of the executor's machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,10 @@ class VerifyReply:
     draft_unknown: tuple[str, ...] = ()
     rest_rounds: int = 0
     draft_seconds: float = 0.0
+    draft_started_s: float = 0.0
+    """As in `DraftReply`."""
+    started_s: float = 0.0
+    """When the proposals were there: Unix time of the executor's machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +114,5 @@ class ExecutorStatus:
     num_slots: int
     decode_age_s: float
     """Seconds since the last forward pass that gave a token."""
+    num_waiting: int = 0
+    """Sequences that a draft knows and has no slot for."""

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from s2d_serve.config import AppConfig
 from s2d_serve.engine.messages import Outcome
 from s2d_serve.errors import DeadlineError, OverloadedError, UnavailableError
+from s2d_serve.observability.meter import Meter
+from s2d_serve.observability.request import current_request
 from s2d_serve.serving.directory import Directory
 from s2d_serve.serving.lanes import Lane, LaneEnds, LiveSequence, ReplicaLostError
 from s2d_serve.serving.messages import Lease
@@ -57,8 +59,9 @@ class Generation:
 class Lanes:
     """The lanes of this router, one per pair of executors in use."""
 
-    def __init__(self, config: AppConfig) -> None:
+    def __init__(self, config: AppConfig, meter: Meter) -> None:
         self._config = config
+        self._meter = meter
         self._node_id = ray.get_runtime_context().get_node_id()
         self._router_id = uuid.uuid4().hex[:8]
         self._lanes: dict[tuple[str, str | None], Lane] = {}
@@ -77,6 +80,7 @@ class Lanes:
                 None if draft is None else draft.executor,
                 self._config.targets[name].decode_steps,
                 self._config.router,
+                self._meter.of(name),
                 any(lease.node_id != self._node_id for lease in leases),
             )
             self._lanes[key] = Lane(f"{self._router_id}-{uuid.uuid4().hex[:8]}", ends)
@@ -99,7 +103,7 @@ class Router:
         draft: Any | None,
         directory: Directory,
         actor_name: str,
-        clock: Callable[[], float] = time.monotonic,
+        meter: Meter,
     ) -> None:
         """
         Args:
@@ -112,9 +116,10 @@ class Router:
         self._draft_was_there = True
         self._directory = directory
         self._actor_name = actor_name
-        self._lanes = Lanes(config)
+        self._lanes = Lanes(config, meter)
+        self._meter = meter
         self._waking: dict[str, asyncio.Task[None]] = {}
-        self._clock = clock
+        self._clock = time.monotonic
 
     async def run(self, generation: Generation) -> AsyncGenerator[Outcome, None]:
         """The outcomes of one sequence, in order, each token once.
@@ -143,7 +148,10 @@ class Router:
                         yield outcome
                         if outcome.finish_reason is not None:
                             return
-            except ReplicaLostError:
+            except ReplicaLostError as lost:
+                self._meter.of(generation.target).migrations[lost.reason].inc()
+                extra = {"target": generation.target, "reason": lost.reason}
+                log.warning("a sequence is opened again: %s", lost.reason, extra=extra)
                 await asyncio.sleep(min(REOPEN_PAUSE_S * 2**num_lost, deadline - self._clock()))
                 num_lost += 1
                 is_recovery = True
@@ -160,6 +168,7 @@ class Router:
             max_draft_tokens = min(
                 own.max_draft_tokens, generation.max_draft_tokens or own.max_draft_tokens
             )
+        notes = current_request.get()
         return LiveSequence(
             uuid.uuid4().hex,
             list(generation.prompt_token_ids),
@@ -168,6 +177,7 @@ class Router:
             generation.max_tokens,
             generation.num_logprobs,
             max_draft_tokens,
+            trace=None if notes is None else notes.trace,
         )
 
     @contextlib.asynccontextmanager
@@ -222,14 +232,17 @@ class Router:
         """A place at a target's replica, for as long as the block runs."""
         if self._config.targets[target].cold_start == "refuse" and not is_recovery:
             await self._refuse_if_cold(target)
+        meter = self._meter.of(target)
         stream = self._open_lease(self._targets[target], sequence.sequence_id)
         waiting = asyncio.ensure_future(stream.__anext__())
         try:
-            await self._wait_for_place(waiting, target, deadline)
+            with meter.waiting.track_inprogress():
+                await self._wait_for_place(waiting, target, deadline)
             lease = _granted(waiting, target)
             watch = asyncio.ensure_future(_report_loss(stream, sequence))
             try:
-                yield lease
+                with meter.running.track_inprogress():
+                    yield lease
             finally:
                 watch.cancel()
         finally:
@@ -327,9 +340,9 @@ async def _report_loss(stream: Any, sequence: LiveSequence) -> None:
     """Wait for the lease to break: the replica is lost, even if no round says so."""
     try:
         await stream.__anext__()
-        error = ReplicaLostError("the target's replica ended the lease")
+        error = ReplicaLostError("lease_ended", "the target's replica ended the lease")
     except (RayError, RayServeException, StopAsyncIteration) as lost:
-        error = ReplicaLostError(f"the target's replica is lost: {lost}")
+        error = ReplicaLostError("replica_died", f"the target's replica is lost: {lost}")
     sequence.outcomes.put_nowait(error)
 
 
@@ -344,4 +357,4 @@ def _granted(waiting: "asyncio.Future[Lease]", target: str) -> Lease:
     except (RayServeException, StopAsyncIteration) as error:
         raise UnavailableError(f"target {target!r} has no live replica: {error}") from None
     except RayError as error:
-        raise ReplicaLostError(f"the target's replica is lost: {error}") from None
+        raise ReplicaLostError("no_answer", f"the target's replica is lost: {error}") from None

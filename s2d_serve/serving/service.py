@@ -12,10 +12,12 @@ from s2d_serve.engine.checkpoint import load_tokenizer, same_vocabulary
 from s2d_serve.engine.sources import resolve
 from s2d_serve.engine.text import Detokenizer
 from s2d_serve.errors import ConfigError, UnknownModelError
+from s2d_serve.observability.tracing import Tracing
 from s2d_serve.serving.app import DRAFT
 from s2d_serve.serving.directory import Directory, View
 from s2d_serve.serving.keys import Keys
 from s2d_serve.serving.messages import ModelInfo
+from s2d_serve.serving.metrics import Metrics
 from s2d_serve.serving.prompts import Vocabulary
 from s2d_serve.serving.router import Router
 
@@ -23,7 +25,9 @@ from s2d_serve.serving.router import Router
 class Service:
     """One router replica's view of the whole."""
 
-    def __init__(self, config: AppConfig, router: Router, directory: Directory) -> None:
+    def __init__(
+        self, config: AppConfig, router: Router, directory: Directory, metrics: Metrics
+    ) -> None:
         """Reads all tokenizers.
 
         Raises:
@@ -32,6 +36,10 @@ class Service:
         """
         self.config = config
         self.router = router
+        self.metrics = metrics
+        self.tracing = None
+        if config.tracing.sample_ratio:
+            self.tracing = Tracing(config.tracing.sample_ratio, config.tracing.otlp_endpoint)
         self.version = version("s2d-serve")
         self.keys = Keys(config.auth.api_keys_file)
         self.vocabularies = {name: _vocabulary(target) for name, target in config.targets.items()}

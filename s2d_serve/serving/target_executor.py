@@ -176,6 +176,7 @@ class TargetExecutor:
         reply, state = await self._proposals(call, refs)
         if state == "late":
             self._late_drafts[call.lane_id] = call.draft_attempt
+        started_s = time.time()
         turn = VerifyTurn(call, reply.draft.proposals)
         verified = await self._batcher.submit(turn)
         return VerifyReply(
@@ -185,6 +186,8 @@ class TargetExecutor:
             reply.unknown,
             reply.draft.rest_rounds,
             reply.seconds,
+            reply.started_s,
+            started_s,
         )
 
     async def _proposals(

@@ -4,14 +4,20 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
+from fastapi import FastAPI
 
+from s2d_serve.api.errors import FAULTS
 from s2d_serve.config import AppConfig
 from s2d_serve.engine.messages import Outcome, RoundTimes, TokenLogprobs
+from s2d_serve.observability.meter import Meter
 from s2d_serve.serving.directory import Directory, View
 from s2d_serve.serving.http import build_api
+from s2d_serve.serving.metrics import Metrics
+from s2d_serve.serving.metrics_keeper import MetricsKeeper
 from s2d_serve.serving.router import Generation, Router
 from s2d_serve.serving.service import Service
 
@@ -69,12 +75,23 @@ class FakeDirectory:
         return self.views
 
 
+class FakeHandle:
+    """A Serve handle: the methods of an object in this process."""
+
+    def __init__(self, server: object) -> None:
+        self._server = server
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._server, name))
+
+
 @dataclass
 class FakeService:
     """The HTTP surface over fakes."""
 
     router: FakeRouter
     directory: FakeDirectory
+    keeper: MetricsKeeper
     service: Service
     client: httpx.AsyncClient
 
@@ -86,7 +103,14 @@ def fake_service(weights: Path, **args: Any) -> FakeService:
     config = AppConfig.model_validate({"targets": targets, "draft": model} | args)
     router, directory = FakeRouter(), FakeDirectory()
     directory.views = {name: View("ready") for name in ("tiny", "small", "draft")}
-    service = Service(config, cast(Router, router), cast(Directory, directory))
-    transport = httpx.ASGITransport(build_api(service), raise_app_exceptions=False)
-    client = httpx.AsyncClient(transport=transport, base_url="http://fake", timeout=30)
-    return FakeService(router, directory, service, client)
+    meter = Meter(config.targets, [fault.code for fault in FAULTS.values()])
+    keeper = MetricsKeeper(settle_s=0.0)
+    metrics = Metrics(meter, cast(Directory, directory), FakeHandle(keeper))
+    service = Service(config, cast(Router, router), cast(Directory, directory), metrics)
+    return FakeService(router, directory, keeper, service, fake_client(build_api(service)))
+
+
+def fake_client(api: FastAPI) -> httpx.AsyncClient:
+    """A client of an API in this process."""
+    transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://fake", timeout=30)

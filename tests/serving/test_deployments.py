@@ -67,7 +67,7 @@ async def test_a_public_address_without_keys_refuses_to_start(
     monkeypatch.setattr("s2d_serve.serving.app._get_global_client", lambda: http)
     with pytest.raises(ConfigError, match=r"http_options.host 0\.0\.0\.0"):
         await HttpRouter.__init__(
-            object.__new__(HttpRouter), AppConfig.model_validate(tiny_args), {}, None
+            object.__new__(HttpRouter), AppConfig.model_validate(tiny_args), {}, None, None
         )
 
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.serving.conftest import Deploy, await_ready, executor_pids
+from tests.serving.scraped import scrape, total
 
 pytestmark = pytest.mark.ray
 
@@ -75,6 +76,8 @@ def test_a_killed_draft_changes_nothing(url: str, undisturbed: tuple[str, float]
     pids = executor_pids("draft")
     text, counts, seconds = disturbed(url, lambda: send(signal.SIGKILL, pids))
     assert text == expected
+    num_dead = total(scrape(url), "s2d:draft_fallback_total", model_name="tiny", reason="dead")
+    assert 1 <= num_dead <= 2, "rounds are submitted two at a time"
     assert counts["num_draft_tokens"] > 0
     assert seconds < alone_s + PATIENCE_S + SLACK_S
     await_ready(url)
@@ -91,6 +94,9 @@ def test_a_stopped_draft_costs_its_patience_once(url: str, undisturbed: tuple[st
     try:
         text, counts, seconds = disturbed(url, lambda: send(signal.SIGSTOP, pids))
         assert text == expected
+        samples = scrape(url)
+        assert total(samples, "s2d:draft_fallback_total", model_name="tiny", reason="late") == 1
+        assert total(samples, "s2d:draft_fallback_total", model_name="tiny", reason="lost") > 1
         assert counts["num_draft_tokens"] > 0
         assert seconds < alone_s + PATIENCE_S + SLACK_S
         started = time.monotonic()
@@ -115,6 +121,7 @@ def test_a_killed_target_goes_on_where_it_was(url: str, undisturbed: tuple[str, 
     pids = executor_pids("tiny")
     text, _, _ = disturbed(url, lambda: send(signal.SIGKILL, pids))
     assert text == undisturbed[0]
+    assert total(scrape(url), "s2d:migrations_total", model_name="tiny") == 1
     await_ready(url)
 
 

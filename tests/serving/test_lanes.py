@@ -13,6 +13,7 @@ from s2d_serve.config import AppConfig, TargetConfig
 from s2d_serve.engine.assemble import load_target
 from s2d_serve.engine.messages import Draft, Outcome, Proposal, SequenceStart
 from s2d_serve.engine.step import ReferenceLoop
+from s2d_serve.observability.meter import Meter
 from s2d_serve.serving.draft_executor import DraftExecutor
 from s2d_serve.serving.lanes import Lane, LaneEnds, LiveSequence
 from s2d_serve.serving.messages import DraftCall, DraftReply, SequenceRef, VerifyCall
@@ -75,7 +76,7 @@ async def through_lane(
     bench: Bench, draft: Any | None, tag: str
 ) -> tuple[dict[str, list[int]], list[Outcome]]:
     """The same sequences through a lane over these executors: texts, and all outcomes."""
-    ends = LaneEnds("tiny", bench.target, draft, decode_steps=4, config=bench.config.router)
+    ends = LaneEnds("tiny", bench.target, draft, 4, bench.config.router, Meter().of("tiny"))
     lane = Lane(f"lane-{tag}", ends)
     live = [
         LiveSequence(
@@ -223,7 +224,7 @@ async def test_a_rest_does_not_hold_for_a_sequence_that_the_draft_has_not_weighe
 ) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
     sleeper: Any = ray.remote(Sleeper).remote()
-    ends = LaneEnds("tiny", bench.target, sleeper, decode_steps=4, config=bench.config.router)
+    ends = LaneEnds("tiny", bench.target, sleeper, 4, bench.config.router, Meter().of("tiny"))
     lane = Lane("lane-sleeper", ends)
     for number in range(2):
         sequence = LiveSequence(
