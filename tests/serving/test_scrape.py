@@ -16,7 +16,7 @@ from s2d_serve.observability.request import RequestFilter
 from s2d_serve.observability.tracing import Tracing
 from s2d_serve.serving.http import build_api
 from tests.serving.fakes import FakeService, fake_client, fake_service
-from tests.serving.scraped import parsed, total
+from tests.serving.scraped import difference, parsed, total
 
 ASK: dict[str, Any] = {"model": "tiny", "prompt": "thing", "max_tokens": 6}
 
@@ -62,6 +62,18 @@ async def test_without_the_keeper_metrics_are_an_error_and_texts_are_not(
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "unavailable"
     assert (await fake.client.post("/v1/completions", json=ASK)).status_code == 200
+
+
+async def test_what_overshoots_a_stop_string_is_not_counted(fake: FakeService) -> None:
+    """As in the response's usage."""
+    answer = (await fake.client.post("/v1/completions", json=ASK)).json()
+    stop = answer["choices"][0]["text"][:1]
+    before = await scraped(fake)
+    cut = (await fake.client.post("/v1/completions", json=ASK | {"stop": stop})).json()
+    counted = difference(await scraped(fake), before)
+    assert cut["usage"]["completion_tokens"] == 1
+    assert total(counted, "vllm:generation_tokens_total") == 1
+    assert total(counted, "vllm:prompt_tokens_total") == cut["usage"]["prompt_tokens"]
 
 
 async def test_errors_are_counted_where_they_end_a_request(fake: FakeService) -> None:
