@@ -25,6 +25,7 @@ from loadtest.prompts import OWN, read_prompts
 from loadtest.results import About, Report
 from loadtest.runner import ABOUT, LoadTest, Say
 from loadtest.scenario import FOLDER, Scenario, ScenarioError, load_scenario
+from loadtest.started import started
 
 REPORTS = Path(__file__).parent / "reports"
 URL = "http://127.0.0.1:8000"
@@ -42,7 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             first, second = (_read(Path(name)) for name in options.compare)
             _CONSOLE.print(compare(first, second), markup=False)
             sys.exit(GREEN)
-        sys.exit(_test(options))
+        url = options.url or URL
+        service_log = REPORTS / "service.log"
+        with started(options.start, url, service_log) if options.start else nullcontext():
+            code = _test(options)
+        sys.exit(code)
     except (ScenarioError, service.ServiceError, GeneratorError) as error:
         _CONSOLE.print(f"loadtest: {error}", markup=False)
         sys.exit(USAGE)
@@ -180,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, help="start no run after so many; --resume goes on later")
     add("--out", type=Path, help="the report's folder (default: loadtest/reports/...)")
     add("--resume", type=Path, metavar="FOLDER", help="go on with what is missing there")
+    add("--start", metavar="COMMAND", help="starts a service where none answers; ended at the end")
     add("--null", action="store_true", help="against a server that answers at once, not --url")
     add("--compare", nargs=2, metavar=("A", "B"), help="two reports: what changed from A to B")
     return parser

@@ -24,7 +24,7 @@ def compare(first: Report, second: Report) -> str:
         "|---" * len(head) + "|",
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
-        "B / A of tokens/s: geometric mean, 95 % interval by Welch's t over repeats; * 1 is outside.",
+        "B / A of tokens/s: geometric mean, 95 % interval by Welch's t over repeats; *: without 1.",
     ]
     return "\n".join(lines)
 

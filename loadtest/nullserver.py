@@ -43,6 +43,7 @@ def build_app(models: tuple[str, ...]) -> Starlette:
 
     return Starlette(
         routes=[
+            Route("/health", ready),
             Route("/v1/models", list_models),
             Route("/ready", ready),
             Route("/v1/chat/completions", chat, methods=["POST"]),
@@ -54,7 +55,7 @@ def build_app(models: tuple[str, ...]) -> Starlette:
 def serving(models: tuple[str, ...]) -> Iterator[str]:
     """The URL of a null service in a thread of this process, while the context lasts."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(build_app(models), log_level="error", lifespan="off")
+    config = uvicorn.Config(build_app(models), log_level="error", lifespan="off", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()

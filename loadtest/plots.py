@@ -244,8 +244,9 @@ def _arms(levels: Sequence[LevelResult]) -> list[tuple[Arm, list[LevelResult]]]:
 def _intervals(
     axes: Axes, levels: Sequence[LevelResult], values: Sequence[Interval], arm: Arm
 ) -> None:
+    xs, ys = [level.level * _ASIDE[arm] for level in levels], [v.mean for v in values]
     axes.errorbar(
-        [level.level * _ASIDE[arm] for level in levels], [v.mean for v in values], yerr=_bars(values),
+        xs, ys, yerr=_bars(values),
         color=COLOURS[arm], marker=MARKS[arm], capsize=4, label=arm,
     )  # fmt: skip
     axes.legend(title="speculation", fontsize="small")
