@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from loadtest.plan import Arm
 from loadtest.results import Interval, LevelResult, Report, Spread
+from loadtest.summary import total
 from loadtest.tables import exit_name, label, level_name
 
 COLOURS: dict[Arm, str] = {"off": "#767676", "on": "#0072b2"}
@@ -117,10 +118,10 @@ def _percentiles(
     axes: Axes, values: Sequence[tuple[float, Spread | None]], arm: Arm, scale: float
 ) -> None:
     there = [(level, spread) for level, spread in values if spread is not None]
-    xs = [level for level, _ in there]
-    for share, line in (("p50", "-"), ("p90", "--"), ("p99", ":")):
+    xs = [level * _ASIDE[arm] for level, _ in there]
+    for share, line in (("p50", "o-"), ("p90", "^--"), ("p99", "x:")):
         ys = [getattr(spread, share) * scale for _, spread in there]
-        axes.plot(xs, ys, line, color=COLOURS[arm], marker=MARKS[arm], label=f"{arm} {share}")
+        axes.plot(xs, ys, line, color=COLOURS[arm], label=f"{arm} {share}")
 
 
 def _pareto(report: Report, groups: list[Group]) -> Figure:
@@ -136,13 +137,12 @@ def _pareto(report: Report, groups: list[Group]) -> Figure:
             axes.plot(xs, ys, "-", color=COLOURS[arm], marker=MARKS[arm], label=arm)
             for x, y, level in points:
                 axes.annotate(
-                    f"{level:g}", (x, y), textcoords="offset points", xytext=(6, 5),
+                    f"{level:g}", (x, y), textcoords="offset points", xytext=(7, -10),
                     color=COLOURS[arm], fontsize="small",
                 )  # fmt: skip
         axes.set(title=name, xlabel="TPOT p50, ms", ylabel="output tokens/s")
-        axes.margins(0.15)
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        axes.set_xlim(0, 1.15 * axes.get_xlim()[1])
+        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
         axes.legend(title="speculation", fontsize="small")
     panels[0].text(
@@ -195,24 +195,18 @@ def _by_position(levels: list[LevelResult]) -> list[float]:
 
 
 def _exit_bars(axes: Axes, drafted: list[Group]) -> None:
-    names = sorted(
-        {n for _, levels in drafted for m in levels for n in m.speculation.exits}, key=int
-    )
-    bars = [
-        (f"{who}\n{level.level:g}", level.speculation.exits)
-        for who, levels in drafted
-        for level in levels
-    ]
-    bottom = [0.0] * len(bars)
-    for i, name in enumerate(names):
-        shares = [exits.get(name, 0) / (sum(exits.values()) or 1) for _, exits in bars]
+    """A bar per target, over all its levels."""
+    totals = [total(level.speculation for level in levels).exits for _, levels in drafted]
+    places = range(len(drafted))
+    bottom = [0.0] * len(drafted)
+    for i, name in enumerate(sorted({name for exits in totals for name in exits}, key=int)):
+        shares = [exits.get(name, 0) / (sum(exits.values()) or 1) for exits in totals]
         colour = _SERIES[i % len(_SERIES)]
-        axes.bar(range(len(bars)), shares, 0.6, bottom=bottom, label=exit_name(name), color=colour)
+        axes.bar(places, shares, 0.5, bottom=bottom, label=exit_name(name), color=colour)
         bottom = [b + share for b, share in zip(bottom, shares, strict=True)]
-    axes.set_xticks(range(len(bars)), [who for who, _ in bars], fontsize="x-small", rotation=30)
-    axes.set(ylabel="share of draft tokens", xlim=(-1, len(bars)))
-    if names:
-        axes.legend(fontsize="small")
+    axes.set_xticks(places, [name for name, _ in drafted], fontsize="small")
+    axes.set(ylabel="share of draft tokens", xlim=(-0.7, len(drafted) - 0.3), ylim=(0, 1.05))
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _replicas(report: Report, groups: list[Group]) -> Figure | None:
