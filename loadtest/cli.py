@@ -1,0 +1,199 @@
+"""The command line."""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from loadtest import machine, service
+from loadtest.compare import compare
+from loadtest.generator import GeneratorError
+from loadtest.nullserver import serving
+from loadtest.output import write_report
+from loadtest.prompts import OWN, read_prompts
+from loadtest.results import About, Report
+from loadtest.runner import ABOUT, LoadTest, Say
+from loadtest.scenario import FOLDER, Scenario, ScenarioError, load_scenario
+from loadtest.started import started
+
+REPORTS = Path(__file__).parent / "reports"
+URL = "http://127.0.0.1:8000"
+KEY = "S2D_API_KEY"
+
+GREEN, RED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_CONSOLE = Console(highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the arguments say and exit: 0 all gates passed, 1 red, 2 cannot, 130 Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if options.compare:
+            first, second = (_read(Path(name)) for name in options.compare)
+            _CONSOLE.print(compare(first, second), markup=False)
+            sys.exit(GREEN)
+        url = options.url or URL
+        service_log = REPORTS / "service.log"
+        with started(options.start, url, service_log) if options.start else nullcontext():
+            code = _test(options)
+        sys.exit(code)
+    except (ScenarioError, service.ServiceError, GeneratorError) as error:
+        _CONSOLE.print(f"loadtest: {error}", markup=False)
+        sys.exit(USAGE)
+
+
+def _test(options: argparse.Namespace) -> int:
+    is_null = options.null or bool(options.resume and _about(options.resume).service_is_null)
+    with serving(("null",)) if is_null else nullcontext(options.url) as url:
+        if options.resume:
+            about = _about(options.resume)
+            about = about.model_copy(update={"url": url or about.url})
+        else:
+            about = _new_about(options, url or URL)
+        folder = options.resume or options.out or REPORTS / f"{_stamp()}-{about.scenario_name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ABOUT).write_text(about.model_dump_json(indent=1), "utf-8")
+        return _measure(about, folder, options)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM is as Ctrl-C: AIPerf and a service that was started here end, the report stays."""
+    raise KeyboardInterrupt
+
+
+def _measure(about: About, folder: Path, options: argparse.Namespace) -> int:
+    ends_at_s = time.time() + options.minutes * 60 if options.minutes else float("inf")
+    prompts = read_prompts(Path(about.prompts))
+    with _progress() as say:
+        test = LoadTest(about, folder, prompts, say, os.environ.get(KEY), ends_at_s)
+        code = GREEN
+        try:
+            test.measure()
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except (service.ServiceError, GeneratorError) as error:
+            _CONSOLE.print(f"loadtest: {error}", markup=False)
+            code = USAGE
+        report = test.report()
+        write_report(report, folder)
+    for gate in report.verdict.gates:
+        _CONSOLE.print(f"{gate.status:>11}  {gate.name}: {gate.says}", markup=False)
+    state = "green" if report.verdict.passed else "RED"
+    part = "" if report.complete else f", partial: {report.runs} runs"
+    _CONSOLE.print(f"{state}{part}. Report: {folder / 'report.html'}", markup=False)
+    if not report.complete:
+        again = f"python loadtest/run.py --resume {shlex.quote(str(folder))}"
+        _CONSOLE.print(f"What is missing: {again}", markup=False)
+    return code or (GREEN if report.verdict.passed else RED)
+
+
+def _new_about(options: argparse.Namespace, url: str) -> About:
+    scenario = _scenario(options)
+    key = os.environ.get(KEY)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+        cards = service.models(client)
+    service.chosen(cards, scenario)  # says at once which target is not there
+    read_prompts(options.prompts)
+    return About(
+        scenario_name=Path(options.scenario).stem,
+        scenario=scenario,
+        url=url,
+        command=shlex.join(["python", "loadtest/run.py", *sys.argv[1:]]),
+        commit=machine.commit(),
+        aiperf=machine.aiperf_version(),
+        started=datetime.now().astimezone().isoformat(timespec="seconds"),
+        machine=machine.describe(),
+        models=tuple(cards),
+        prompts=str(options.prompts),
+        service_is_null=options.null,
+    )
+
+
+def _scenario(options: argparse.Namespace) -> Scenario:
+    changes: dict[str, Any] = {
+        "load.levels": options.levels.split(",") if options.levels else None,
+        "targets": options.targets.split(",") if options.targets else None,
+        "repeats": options.repeats,
+        "max_tokens": options.max_tokens,
+    }
+    if options.null:
+        changes["targets"] = "all"
+    return load_scenario(options.scenario, changes)
+
+
+def _about(folder: Path) -> About:
+    try:
+        return About.model_validate_json((folder / ABOUT).read_text("utf-8"))
+    except (OSError, ValidationError) as error:
+        raise ScenarioError(f"{folder} is no load test that can go on: {error}") from None
+
+
+def _read(path: Path) -> Report:
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        return Report.model_validate_json(path.read_text("utf-8"))
+    except (OSError, ValidationError) as error:
+        raise ScenarioError(f"{path} is no report: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def _progress() -> Iterator[Say]:
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=_CONSOLE) as bar:
+        task = bar.add_task("start", total=None)
+
+        def say(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+            if not _CONSOLE.is_terminal:
+                bar.console.print(f"[{done}/{total}] {what}", markup=False)
+
+        yield say
+
+
+def _stamp() -> str:
+    return datetime.now().strftime("%Y-%m-%d-%H%M%S")
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+    parser = argparse.ArgumentParser(
+        "loadtest/run.py",
+        description="Throughput and latency of a running service, with speculation and without.",
+        epilog=f"A service that wants a key: {KEY}=... in the environment. "
+        "Exit code 0: all gates passed; 1: a gate failed; 2: it could not run; 130: Ctrl-C.",
+    )
+    add = parser.add_argument
+    add("scenario", nargs="?", default="smoke", help=f"{names}, or a .yaml file (default: smoke)")
+    add("--url", help=f"of the service (default: {URL})")
+    add("--prompts", type=Path, default=OWN, help="JSON lines as Spec-Bench has them")
+    add("--targets", help="names, comma-separated, instead of the scenario's")
+    add("--levels", help="clients, rates or sizes, comma-separated, instead of the scenario's")
+    add("--repeats", type=int, help="instead of the scenario's")
+    add("--max-tokens", type=int, help="instead of the scenario's")
+    add("--minutes", type=float, help="start no run after so many; --resume goes on later")
+    add("--out", type=Path, help="the report's folder (default: loadtest/reports/...)")
+    add("--resume", type=Path, metavar="FOLDER", help="go on with what is missing there")
+    add("--start", metavar="COMMAND", help="starts a service where none answers; ended at the end")
+    add("--null", action="store_true", help="against a server that answers at once, not --url")
+    add("--compare", nargs=2, metavar=("A", "B"), help="two reports: what changed from A to B")
+    return parser

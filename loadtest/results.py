@@ -1,0 +1,203 @@
+"""What was measured: what a run's folder keeps, and report.json."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from loadtest.plan import Arm, Cell
+from loadtest.scenario import Scenario, Traffic
+
+Status = Literal["ok", "429", "5xx", "cancelled", "failed"]
+"""cancelled: by this client, as the scenario wants it; failed: everything else."""
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Speculation(_Value):
+    """Counts that the service sent with responses; they add up."""
+
+    rounds: int = 0
+    committed: int = 0
+    """Tokens of these rounds, the target's own included."""
+    steps: int = 0
+    """Rounds with a proposal."""
+    drafted: int = 0
+    accepted: int = 0
+    exits: dict[str, int] = {}
+    """Draft tokens by the exit layer that gave them; 0: suffix lookup."""
+    drafted_by_position: tuple[int, ...] = ()
+    accepted_by_position: tuple[int, ...] = ()
+
+
+class Request(_Value):
+    """One request, as its client saw it. Latencies count from the intended start."""
+
+    target: str
+    category: str
+    status: Status
+    error: str | None = None
+    start_s: float
+    """Unix time."""
+    end_s: float
+    lag_s: float | None = None
+    """How much later than intended it was sent, over the least late one. None: closed loop."""
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+    itl_s: tuple[float, ...] = ()
+    """Gaps between chunks; one chunk may bring several tokens."""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    speculation: Speculation | None = None
+
+
+class ClientCpu(_Value):
+    """What the load generator took while its requests ran."""
+
+    cores: float
+    """All its processes, in cores."""
+    busiest: float
+    """The busiest one, of one core."""
+
+
+class CellResult(_Value):
+    """One run of the generator."""
+
+    cell: Cell
+    command: str
+    asked_rate: float | None
+    """Arrivals per second of the schedule. None: closed loop."""
+    requests: tuple[Request, ...]
+    client_cpu: ClientCpu | None
+    counters: dict[str, float] | None = None
+    """What the service's counters at /metrics grew by. None: it has none."""
+    replicas: tuple[tuple[float, dict[str, int]], ...] = ()
+    """Unix time, replicas of each model that are ready."""
+    wall_s: float
+
+
+class Spread(_Value):
+    """Of a latency in seconds, over all requests of all repeats."""
+
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+
+
+class Interval(_Value):
+    """A mean with its 95 % confidence interval over repeats; None with fewer than two."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    repeats: tuple[float, ...]
+
+
+class LevelResult(_Value):
+    """One target at one level of load, with speculation on or off; all repeats."""
+
+    target: str
+    traffic: Traffic
+    level: float
+    arm: Arm
+    requests: dict[Status, int]
+    ttft_s: Spread | None
+    tpot_s: Spread | None
+    itl_s: Spread | None
+    e2e_s: Spread | None
+    output_tokens_per_s: Interval
+    requests_per_s: Interval
+    goodput_per_s: Interval
+    """Requests per second that kept the SLO."""
+    speculation: Speculation
+    acceptance_rate: float | None
+    """Accepted over drafted."""
+    mean_accepted_tokens: float | None
+    """MAT: committed over rounds; 1.0 is the target alone."""
+    mean_acceptance_length: float | None
+    """vLLM's: 1 + accepted over rounds with a proposal."""
+
+
+class Speedup(_Value):
+    """Tokens per second with speculation over those without, by pairs of runs."""
+
+    target: str
+    traffic: Traffic
+    level: float
+    ratio: Interval
+
+
+class Gate(_Value):
+    """One thing that must hold for the figures to mean something."""
+
+    name: str
+    status: Literal["passed", "failed", "not checked"]
+    says: str
+
+
+class Verdict(_Value):
+    """What the gates say together."""
+
+    passed: bool
+    gates: tuple[Gate, ...]
+
+
+class Texts(_Value):
+    """Whether a target says the same with speculation on and off."""
+
+    target: str
+    dtype: str
+    prompts: int
+    differing: int
+
+
+class Calibration(_Value):
+    """The generator against a server that answers at once."""
+
+    level: float
+    """Clients at once."""
+    requests_per_s: float
+    output_tokens_per_s: float
+    ttft_s: Spread
+    client_cpu: ClientCpu | None
+
+
+class About(_Value):
+    """What was run, on what."""
+
+    scenario_name: str
+    scenario: Scenario
+    url: str
+    command: str
+    commit: str | None
+    aiperf: str | None
+    started: str
+    machine: dict[str, Any]
+    """Of the client: CPU, cores, memory, Python."""
+    models: tuple[dict[str, Any], ...]
+    """As the service lists them."""
+    prompts: str
+    service_is_null: bool = False
+
+
+class Report(_Value):
+    """report.json."""
+
+    schema_version: Literal[1] = 1
+    about: About
+    complete: bool
+    """False: interrupted, or out of time."""
+    runs: str = Field(description="as 6 of 6")
+    verdict: Verdict
+    texts: tuple[Texts, ...]
+    calibration: Calibration | None
+    levels: tuple[LevelResult, ...]
+    speedups: tuple[Speedup, ...]
+    counters: dict[str, dict[str, float]] = {}
+    """By arm: what the service's own counters grew by over all runs. Empty: it has none."""
+    replicas: tuple[tuple[float, dict[str, int]], ...] = ()
+    """Seconds from the first sample, replicas of each model that are ready."""

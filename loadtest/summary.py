@@ -1,0 +1,152 @@
+"""From requests to figures: by target, level and arm, all repeats together."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from statistics import fmean
+
+from loadtest.intervals import of_mean, of_ratio, percentile
+from loadtest.plan import Arm
+from loadtest.results import (
+    CellResult,
+    Interval,
+    LevelResult,
+    Request,
+    Speculation,
+    Speedup,
+    Spread,
+    Status,
+)
+from loadtest.scenario import Slo, Traffic
+
+Key = tuple[Traffic, str, float]
+"""How targets shared the load, target, level."""
+
+
+def levels(runs: Sequence[CellResult], slo: Slo) -> list[LevelResult]:
+    """A result for each target, level and arm that has runs."""
+    found = sorted({(key, run.cell.arm) for run in runs for key in _keys(run)})
+    return [_level(key, arm, runs, slo) for key, arm in found]
+
+
+def speedups(runs: Sequence[CellResult]) -> list[Speedup]:
+    """Of each target and level that has a pair of runs: the same repeat without and with."""
+    found: list[Speedup] = []
+    for key in sorted({key for run in runs for key in _keys(run)}):
+        rates = {
+            (run.cell.arm, run.cell.repeat): _tokens_per_s(run, key[1])
+            for run in runs
+            if key in _keys(run)
+        }
+        repeats = sorted({repeat for _, repeat in rates})
+        pairs = [
+            (rates["off", repeat], rates["on", repeat])
+            for repeat in repeats
+            if rates.get(("off", repeat)) and rates.get(("on", repeat))
+        ]
+        if pairs:
+            traffic, target, level = key
+            ratio = of_ratio(pairs)
+            found.append(Speedup(target=target, traffic=traffic, level=level, ratio=ratio))
+    return found
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Mean and percentiles of those that are there; None if none is."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return None
+    p50, p90, p95, p99 = (percentile(there, share) for share in (0.5, 0.9, 0.95, 0.99))
+    return Spread(mean=fmean(there), p50=p50, p90=p90, p95=p95, p99=p99)
+
+
+def total(counts: Iterable[Speculation | None]) -> Speculation:
+    """The sum of all counts."""
+    there = [c for c in counts if c is not None]
+    exits: Counter[str] = Counter()
+    for one in there:
+        exits.update(one.exits)
+    return Speculation(
+        rounds=sum(c.rounds for c in there),
+        committed=sum(c.committed for c in there),
+        steps=sum(c.steps for c in there),
+        drafted=sum(c.drafted for c in there),
+        accepted=sum(c.accepted for c in there),
+        exits=dict(sorted(exits.items(), key=lambda item: int(item[0]))),
+        drafted_by_position=_sums([c.drafted_by_position for c in there]),
+        accepted_by_position=_sums([c.accepted_by_position for c in there]),
+    )
+
+
+def duration_s(run: CellResult) -> float:
+    """From the first request sent to the last one over, of all targets."""
+    return max(r.end_s for r in run.requests) - min(r.start_s for r in run.requests)
+
+
+def counters_by_arm(runs: Sequence[CellResult]) -> dict[str, dict[str, float]]:
+    """What the service's own counters grew by, over all runs of an arm."""
+    found: dict[str, dict[str, float]] = {}
+    by_arm = sorted((run for run in runs if run.counters is not None), key=lambda r: r.cell.arm)
+    for arm, group in groupby(by_arm, key=lambda run: run.cell.arm):
+        sums: Counter[str] = Counter()
+        for run in group:
+            sums.update(run.counters or {})
+        found[arm] = dict(sorted(sums.items()))
+    return found
+
+
+def _keys(run: CellResult) -> list[Key]:
+    return [(run.cell.traffic, target, run.cell.level) for target in run.cell.targets]
+
+
+def _level(key: Key, arm: Arm, runs: Sequence[CellResult], slo: Slo) -> LevelResult:
+    traffic, target, level = key
+    mine = [run for run in runs if run.cell.arm == arm and key in _keys(run)]
+    requests = [r for run in mine for r in run.requests if r.target == target]
+    ok = [r for r in requests if r.status == "ok"]
+    statuses: Counter[Status] = Counter(r.status for r in requests)
+    counts = total(r.speculation for r in ok)
+    return LevelResult(
+        target=target,
+        traffic=traffic,
+        level=level,
+        arm=arm,
+        requests=dict(statuses),
+        ttft_s=spread(r.ttft_s for r in ok),
+        tpot_s=spread(r.tpot_s for r in ok),
+        itl_s=spread(gap for r in ok for gap in r.itl_s),
+        e2e_s=spread(r.e2e_s for r in ok),
+        output_tokens_per_s=of_mean([_tokens_per_s(run, target) for run in mine]),
+        requests_per_s=_per_s(mine, target, None),
+        goodput_per_s=_per_s(mine, target, slo),
+        speculation=counts,
+        acceptance_rate=counts.accepted / counts.drafted if counts.drafted else None,
+        mean_accepted_tokens=counts.committed / counts.rounds if counts.rounds else None,
+        mean_acceptance_length=1 + counts.accepted / counts.steps if counts.steps else None,
+    )
+
+
+def _per_s(runs: Sequence[CellResult], target: str, slo: Slo | None) -> Interval:
+    return of_mean(
+        [
+            sum(r.target == target and r.status == "ok" and _keeps(r, slo) for r in run.requests)
+            / duration_s(run)
+            for run in runs
+        ]
+    )
+
+
+def _keeps(request: Request, slo: Slo | None) -> bool:
+    if slo is None:
+        return True
+    is_soon = request.ttft_s is not None and request.ttft_s <= slo.ttft_s
+    return is_soon and (request.tpot_s is None or request.tpot_s <= slo.tpot_s)
+
+
+def _tokens_per_s(run: CellResult, target: str) -> float:
+    return sum(r.output_tokens for r in run.requests if r.target == target) / duration_s(run)
+
+
+def _sums(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    longest = max(map(len, rows), default=0)
+    return tuple(sum(row[i] for row in rows if i < len(row)) for i in range(longest))

@@ -1,0 +1,75 @@
+"""The requests of one run, as the file that AIPerf reads."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from loadtest.plan import Cell, shares
+from loadtest.prompts import Prompt, draw
+from loadtest.scenario import Burst, Closed, Poisson, Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One request."""
+
+    key: str
+    target: str
+    prompt: Prompt
+    seed: int
+    scheduled_s: float | None
+    """Seconds from the start at which it is to be sent; None: when its client is free."""
+
+
+def planned(scenario: Scenario, cell: Cell, prompts: list[Prompt]) -> list[Planned]:
+    """The run's requests. Those of a pair (off, on) are the same.
+
+    In a closed loop the first `warmup_requests` are its warm-up. On a schedule the warm-up asks
+    the first ones once more: AIPerf takes it from the same file.
+    """
+    seed = f"{scenario.seed}/{cell.traffic}/{'+'.join(cell.targets)}/{cell.level}/{cell.repeat}"
+    random = Random(seed)
+    times = _schedule(scenario, cell.level, random)
+    drawn = draw(prompts, len(times), seed)
+    chosen = random.choices(cell.targets, shares(cell), k=len(times))
+    return [
+        Planned(f"r{i}", chosen[i], drawn[i], random.randrange(2**31), times[i])
+        for i in range(len(times))
+    ]
+
+
+def _schedule(scenario: Scenario, level: float, random: Random) -> list[float | None]:
+    match scenario.load:
+        case Closed() as load:
+            return [None] * (load.num_requests(level) + scenario.warmup_requests)
+        case Poisson() as load:
+            times, now = [0.0], random.expovariate(level)
+            while now < load.duration_s or len(times) < load.min_requests:
+                times.append(now)
+                now += random.expovariate(level)
+            return [round(time, 3) for time in times]  # AIPerf schedules milliseconds
+        case Burst() as load:
+            return [i * load.every_s for i in range(load.bursts) for _ in range(round(level))]
+
+
+def asked_rate(requests: list[Planned]) -> float | None:
+    """Arrivals per second of their schedule. None: they have none, or all arrive at once."""
+    times = [r.scheduled_s for r in requests if r.scheduled_s is not None]
+    length = max(times) - min(times) if times else 0.0
+    return (len(times) - 1) / length if length else None
+
+
+def write(requests: list[Planned], scenario: Scenario, path: Path) -> None:
+    """The file: a JSON line per request, in AIPerf's single-turn format."""
+    with path.open("w", encoding="utf-8") as file:
+        for request in requests:
+            line = {
+                "session_id": request.key,
+                "text": request.prompt.text,
+                "output_length": scenario.max_tokens,
+                "extra": {"model": request.target, "seed": request.seed},
+            }
+            if request.scheduled_s is not None:
+                line["timestamp"] = request.scheduled_s * 1000
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,78 @@
+"""AIPerf's exports, as version 0.13 writes them."""
+
+from pathlib import Path
+
+import pytest
+
+from loadtest.exports import read_requests
+from loadtest.generator import GeneratorError
+from loadtest.plan import Cell
+from loadtest.prompts import OWN, read_prompts
+from loadtest.workload import Planned, planned
+from tests.loadtest.examples import START_NS, counts, exported, failed, scenario, write_exports
+
+
+@pytest.fixture
+def requests() -> list[Planned]:
+    load = {"kind": "burst", "levels": [2], "bursts": 3, "every_s": 2.0}
+    cell = Cell(targets=("t",), traffic="separate", level=2, arm="on", repeat=0)
+    return planned(scenario(load=load), cell, read_prompts(OWN))
+
+
+def test_times_tokens_and_counts(tmp_path: Path, requests: list[Planned]) -> None:
+    sent = exported(requests[0], 0.0, speculation=counts([3, 2, 3], [3, 0, 1]))
+    write_exports(tmp_path, [exported(requests[1], -5.0, phase="warmup"), sent])
+    (found,) = read_requests(tmp_path, requests)
+    assert (found.target, found.status, found.category) == ("t", "ok", requests[0].prompt.category)
+    assert found.start_s == START_NS / 1e9
+    assert (found.ttft_s, found.tpot_s) == pytest.approx((0.2, 0.1))
+    assert found.e2e_s == pytest.approx(0.6)
+    assert found.itl_s == pytest.approx((0.1,) * 4)
+    assert (found.prompt_tokens, found.output_tokens) == (3, 5)
+    assert found.speculation is not None
+    assert (found.speculation.rounds, found.speculation.committed) == (4, 8)
+    assert (found.speculation.steps, found.speculation.drafted) == (3, 8)
+    assert found.speculation.accepted == 4
+    assert found.speculation.exits == {"0": 1, "4": 7}
+    assert found.speculation.drafted_by_position == (3, 3, 2)
+    assert found.speculation.accepted_by_position == (2, 1, 1)
+
+
+def test_latency_counts_from_the_intended_start(tmp_path: Path, requests: list[Planned]) -> None:
+    at = [10.0, 10.0, 12.3, 12.0, 14.0, 14.1]  # intended: 0, 0, 2, 2, 4, 4
+    write_exports(tmp_path, [exported(r, s) for r, s in zip(requests, at, strict=True)])
+    found = read_requests(tmp_path, requests)
+    lags = [request.lag_s for request in found]
+    assert lags == pytest.approx([0, 0, 0, 0.3, 0, 0.1], abs=1e-6)
+    assert found[3].ttft_s == pytest.approx(0.5, abs=1e-6)
+    assert found[3].e2e_s == pytest.approx(0.9, abs=1e-6)
+    assert found[3].tpot_s == pytest.approx(0.1)
+
+
+def test_errors_are_told_apart(tmp_path: Path, requests: list[Planned]) -> None:
+    sent = [exported(request, 0.1 * i) for i, request in enumerate(requests)]
+    gone = {"code": 499, "type": "RequestCancellationError", "message": "hung up"}
+    lines = [
+        failed(sent[0], 429, {"code": 429, "type": "TooMany", "message": "full"}),
+        failed(sent[1], 503, {"code": 503, "type": "Unavailable", "message": "loading"}),
+        failed(sent[2], 200, gone),
+        failed(sent[3], None, {"code": None, "type": "ConnectionError", "message": "reset"}),
+        failed(sent[4], 400, {"code": 400, "type": "BadRequest", "message": "no"}),
+        sent[5],
+    ]
+    write_exports(tmp_path, lines)
+    found = read_requests(tmp_path, requests)
+    statuses = [request.status for request in found]
+    assert statuses == ["429", "5xx", "cancelled", "failed", "failed", "ok"]
+    assert [request.output_tokens for request in found] == [0, 0, 0, 0, 0, 5]
+    assert found[1].error == "Unavailable: loading"
+
+
+def test_exports_of_another_shape_are_an_error(tmp_path: Path, requests: list[Planned]) -> None:
+    with pytest.raises(GeneratorError, match="cannot be read"):
+        read_requests(tmp_path, requests)
+    line, raw = exported(requests[0], 0.0)
+    del line["metadata"]["request_start_ns"]
+    write_exports(tmp_path, [(line, raw)])
+    with pytest.raises(GeneratorError, match="request_start_ns"):
+        read_requests(tmp_path, requests)

@@ -1,0 +1,104 @@
+"""AIPerf's command, and how a generator is run, watched and ended: with a stand-in for it."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loadtest.generator import GeneratorError, Sample, command, cpu_between, run
+from loadtest.plan import Arm, Cell
+from loadtest.results import ClientCpu
+from tests.loadtest.examples import scenario
+
+
+def program(text: str) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent(text)]
+
+
+def words(arm: Arm, folder: Path, **fields: object) -> str:
+    cell = Cell(targets=("t",), traffic="separate", level=2, arm=arm, repeat=1)
+    return " ".join(command(scenario(**fields), cell, "http://x", folder / "cell"))
+
+
+def test_the_command_of_a_closed_loop(tmp_path: Path) -> None:
+    (tmp_path / "cell").mkdir()
+    off, on = words("off", tmp_path), words("on", tmp_path)
+    assert '"speculation": {"enabled": false}' in off
+    assert '"speculation": {"enabled": true, "detailed": true}' in on
+    assert "--concurrency 2 --request-count 4" in on
+    assert "--fixed-schedule" not in on
+    assert "--random-seed 1" in on
+    assert "cancellation" not in on
+
+
+def test_the_command_of_a_schedule_with_hang_ups(tmp_path: Path) -> None:
+    (tmp_path / "cell").mkdir()
+    load = {"kind": "burst", "levels": [2], "bursts": 1, "every_s": 1}
+    found = words("on", tmp_path, load=load, cancel={"share": 0.2, "after_s": 1.5})
+    assert "--fixed-schedule" in found
+    assert "--concurrency" not in found
+    assert "--request-cancellation-rate 20 --request-cancellation-delay 1.5" in found
+
+
+def test_its_processor_time_is_seen(tmp_path: Path) -> None:
+    busy = """
+        import os, time
+        end = time.process_time() + 1.0
+        if os.fork():
+            os.wait()
+        while time.process_time() < end:
+            pass
+    """
+    start = time.time()
+    samples = run(program(busy), tmp_path / "log", 60)
+    used = cpu_between(samples, start, time.time())
+    assert used is not None
+    assert used.cores > 0.2
+    assert len({pid for sample in samples for pid in sample.cpu_s}) == 2
+
+
+def test_processor_time_between_two_moments() -> None:
+    samples = [Sample(0.0, {1: 5.0}), Sample(2.0, {1: 6.0, 2: 0.5}), Sample(9.0, {1: 99.0})]
+    assert cpu_between(samples, 0.5, 3.0) == ClientCpu(cores=0.75, busiest=0.5)
+    assert cpu_between(samples, 0.1, 0.2) is None
+
+
+def test_a_failure_says_the_end_of_what_was_printed(tmp_path: Path) -> None:
+    with pytest.raises(GeneratorError, match=r"ended with 3; see .*no such model"):
+        run(program("import sys; print('no such model'); sys.exit(3)"), tmp_path / "log", 60)
+
+
+def test_one_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(GeneratorError, match="took over 1 s"):
+        run(program("import time; time.sleep(60)"), tmp_path / "log", 1)
+
+
+def test_ctrl_c_ends_it_and_comes_through(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    text = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+
+    def interrupt() -> None:
+        while not (log.exists() and log.read_text().strip()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(program(text), log, 60)
+    thread.join()
+    assert not psutil.pid_exists(int(log.read_text().split()[0]))
+
+
+def test_nothing_of_s2d_serve_is_imported() -> None:
+    """The folder speaks HTTP only."""
+    root = Path(__file__).parents[2]
+    text = "import sys, loadtest.cli; sys.exit(any(m.startswith('s2d_serve') for m in sys.modules))"
+    subprocess.run([sys.executable, "-c", text], cwd=root, check=True)

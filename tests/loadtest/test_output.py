@@ -1,0 +1,114 @@
+"""The report's files."""
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from loadtest.compare import compare
+from loadtest.gates import judge
+from loadtest.output import markdown, write_report
+from loadtest.plan import Arm
+from loadtest.results import About, CellResult, Report, Texts
+from loadtest.summary import levels, speedups
+from tests.loadtest.examples import run, scenario
+
+
+def report(runs: list[CellResult]) -> Report:
+    what = scenario(description="a < b | c")
+    found = tuple(levels(runs, what.slo))
+    texts = (Texts(target="t", dtype="float32", prompts=2, differing=0),)
+    about = About(
+        scenario_name="example", scenario=what, url="http://x", command="run.py smoke",
+        commit="abc", aiperf="0.13.0", started=datetime.now().isoformat(),
+        machine={"cpu": "any"}, models=({"id": "t"},), prompts="/far/away/prompts.jsonl",
+    )  # fmt: skip
+    return Report(
+        about=about,
+        complete=True,
+        runs="4 of 4",
+        verdict=judge(runs, found, texts, None, what.bounds),
+        texts=texts,
+        calibration=None,
+        levels=found,
+        speedups=tuple(speedups(runs)),
+    )
+
+
+ARMS: tuple[tuple[Arm, int], ...] = (("off", 10), ("on", 15))
+RUNS = [
+    run(arm, repeat, level=level, tokens=tokens + repeat)
+    for level in (1, 2, 4)
+    for repeat in (0, 1, 2)
+    for arm, tokens in ARMS
+]
+
+
+def test_all_files_are_written_and_read_back(tmp_path: Path) -> None:
+    replicas = ((0.0, {"t": 1}), (5.0, {"t": 2}))
+    whole = report(RUNS).model_copy(update={"replicas": replicas})
+    write_report(whole, tmp_path)
+    assert Report.model_validate_json((tmp_path / "report.json").read_text("utf-8")) == whole
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "report.json", "report.md", "report.html", "throughput.png", "speedup.png", "latency.png",
+        "pareto.png", "goodput.png", "acceptance.png", "replicas.png",
+    }  # fmt: skip
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert page.count("data:image/png;base64,") == 7
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "a &lt; b" in page
+
+
+def test_text_says_what_was_measured(tmp_path: Path) -> None:
+    text = markdown(report(RUNS), {})
+    assert "Green: no gate failed." in text
+    assert "| t | 4 | 1.4" in text  # 15 / 10, 16 / 11, 17 / 12
+    assert "a < b \\| c" in text
+    assert "prompts.jsonl" in text
+    assert "/far/away" not in text
+    assert "the service has none" in text
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")
+
+
+def test_a_partial_report_without_any_run(tmp_path: Path) -> None:
+    whole = report([]).model_copy(update={"complete": False, "runs": "0 of 4"})
+    write_report(whole, tmp_path)
+    assert "Partial: 0 of 4 runs" in (tmp_path / "report.md").read_text("utf-8")
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_only_failures_can_be_drawn(tmp_path: Path) -> None:
+    write_report(report([run("on", statuses=("5xx",)), run("off", statuses=("5xx",))]), tmp_path)
+    assert "Red." in (tmp_path / "report.md").read_text("utf-8")
+
+
+def test_old_plots_do_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "speedup.png").touch()
+    write_report(report([run("off")]), tmp_path)
+    assert not (tmp_path / "speedup.png").exists()
+
+
+def test_a_report_of_another_version_is_refused() -> None:
+    fields = report(RUNS).model_dump(mode="json") | {"schema_version": 2}
+    with pytest.raises(ValueError, match="schema_version"):
+        Report.model_validate(fields)
+
+
+def test_compare_marks_what_is_more_than_noise() -> None:
+    faster = [
+        run(r.cell.arm, r.cell.repeat, level=r.cell.level, tokens=2 * r.requests[0].output_tokens)
+        for r in RUNS
+        if r.cell.arm == "on"
+    ]
+    text = compare(report(RUNS), report(faster))
+    rows = [line for line in text.splitlines() if line.startswith("| t |")]
+    assert len(rows) == 3
+    assert all("2.000 (" in row and ") *" in row for row in rows)
+    same = compare(report(RUNS), report(RUNS))
+    assert "1.000 (" in same
+    assert ") *" not in same
+    assert "in common" in compare(report(RUNS), report([]))

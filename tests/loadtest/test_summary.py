@@ -1,0 +1,57 @@
+"""Figures from requests."""
+
+import pytest
+
+from loadtest.scenario import Slo
+from loadtest.summary import counters_by_arm, levels, speedups, spread
+from tests.loadtest.examples import run
+
+SLO = Slo(ttft_s=0.15, tpot_s=0.2)
+
+
+def test_a_level_is_all_its_repeats() -> None:
+    off, on = levels([run("off"), run("on", tokens=20), run("on", 1, tokens=30)], SLO)
+    assert (off.arm, on.arm) == ("off", "on")
+    assert on.output_tokens_per_s.repeats == (20.0, 30.0)  # two requests in two seconds
+    assert on.output_tokens_per_s.mean == 25
+    assert on.requests_per_s.mean == 1
+    assert on.goodput_per_s.mean == 0.5  # the second one's TTFT is 0.2
+    assert on.acceptance_rate == pytest.approx(2 / 3)
+    assert on.mean_accepted_tokens == pytest.approx((20 + 20 + 30 + 30) / 16)
+    assert on.mean_acceptance_length == 3
+    assert on.speculation.exits == {"0": 8, "4": 28}
+    assert on.speculation.accepted_by_position == (12, 8, 4)
+    assert off.acceptance_rate is None
+    assert off.mean_accepted_tokens == 1
+
+
+def test_only_answered_requests_count() -> None:
+    (level,) = levels([run("off", statuses=("ok", "429", "cancelled", "5xx"))], SLO)
+    assert level.requests == {"ok": 1, "429": 1, "cancelled": 1, "5xx": 1}
+    assert level.output_tokens_per_s.mean == 10 / 4
+    assert level.ttft_s is not None
+    assert level.ttft_s.p99 == pytest.approx(0.1)
+
+
+def test_a_run_without_an_answer_has_no_latency() -> None:
+    (level,) = levels([run("on", statuses=("5xx", "5xx"))], SLO)
+    assert level.ttft_s is None
+    assert level.output_tokens_per_s.mean == 0
+    assert spread([None]) is None
+
+
+def test_speedup_is_by_pairs_of_the_same_repeat() -> None:
+    runs = [
+        run("off", 0, tokens=10), run("on", 0, tokens=20),
+        run("off", 1, tokens=20), run("on", 1, tokens=30),
+        run("off", 2, tokens=99),
+    ]  # fmt: skip
+    (speedup,) = speedups(runs)
+    assert speedup.ratio.repeats == pytest.approx((2.0, 1.5))
+    assert speedups([run("off")]) == []
+
+
+def test_counters_of_an_arm_add_up() -> None:
+    runs = [run("on", i, counters={"a_total": 2.0}) for i in range(2)]
+    assert counters_by_arm([*runs, run("off", counters={})]) == {"off": {}, "on": {"a_total": 4.0}}
+    assert counters_by_arm([run("on")]) == {}

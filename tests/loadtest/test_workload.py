@@ -1,0 +1,68 @@
+"""The requests of a run."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from loadtest.plan import Cell
+from loadtest.prompts import OWN, read_prompts
+from loadtest.workload import asked_rate, planned, write
+from tests.loadtest.examples import scenario
+
+PROMPTS = read_prompts(OWN)
+
+
+def cell(arm: str = "on", repeat: int = 0, level: float = 2) -> Cell:
+    return Cell.model_validate(
+        {"targets": ["a", "b"], "traffic": "skewed", "level": level, "arm": arm, "repeat": repeat}
+    )
+
+
+def test_a_pair_sends_the_same_requests_and_repeats_send_others() -> None:
+    what = scenario()
+    assert planned(what, cell("off"), PROMPTS) == planned(what, cell("on"), PROMPTS)
+    assert planned(what, cell(), PROMPTS) != planned(what, cell(repeat=1), PROMPTS)
+
+
+def test_a_closed_loop_has_its_warm_up_in_front() -> None:
+    requests = planned(scenario(warmup_requests=3), cell(), PROMPTS)
+    assert len(requests) == 7
+    assert len({request.prompt.text for request in requests}) == 7
+    assert asked_rate(requests) is None
+
+
+def test_poisson_arrivals_come_at_the_rate_that_is_asked_for() -> None:
+    load = {"kind": "poisson", "levels": [5.0], "duration_s": 200}
+    requests = planned(scenario(load=load), cell(level=5.0), PROMPTS)
+    times = [request.scheduled_s or 0.0 for request in requests]
+    gaps = [b - a for a, b in pairwise(times)]
+    assert fmean(gaps) == pytest.approx(0.2, rel=0.1)
+    assert sum(gap > 0.2 for gap in gaps) / len(gaps) == pytest.approx(0.37, abs=0.05)  # 1/e
+    assert asked_rate(requests) == pytest.approx(5.0, rel=0.1)
+    assert sum(r.target == "a" for r in requests) / len(requests) == pytest.approx(0.8, abs=0.05)
+
+
+def test_a_slow_rate_still_has_the_fewest_arrivals() -> None:
+    load = {"kind": "poisson", "levels": [0.01], "duration_s": 5, "min_requests": 6}
+    assert len(planned(scenario(load=load), cell(level=0.01), PROMPTS)) == 6
+
+
+def test_bursts_arrive_together() -> None:
+    load = {"kind": "burst", "levels": [3], "bursts": 2, "every_s": 10}
+    requests = planned(scenario(load=load), cell(level=3), PROMPTS)
+    assert [request.scheduled_s for request in requests] == [0, 0, 0, 10, 10, 10]
+
+
+def test_the_file_is_what_aiperf_reads(tmp_path: Path) -> None:
+    load = {"kind": "burst", "levels": [2], "bursts": 2, "every_s": 1.5}
+    what = scenario(load=load, max_tokens=9)
+    requests = planned(what, cell(), PROMPTS)
+    write(requests, what, tmp_path / "requests.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
+    assert [line["timestamp"] for line in lines] == [0, 0, 1500, 1500]
+    assert lines[0]["text"] == requests[0].prompt.text
+    assert lines[0]["output_length"] == 9
+    assert lines[0]["extra"] == {"model": requests[0].target, "seed": requests[0].seed}
