@@ -198,9 +198,8 @@ class Lane:
                 self._fail(error)
                 return
             self._pending.popleft()
-            begun_at = max(
-                pending.submitted_at, self._delivered_at
-            )  # one by one, though sent ahead
+            # sent ahead, yet done one by one
+            begun_at = max(pending.submitted_at, self._delivered_at)
             self._delivered_at = time.monotonic()
             seconds = self._delivered_at - begun_at
             self._report(pending, reply, seconds)
