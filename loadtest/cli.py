@@ -3,12 +3,14 @@
 import argparse
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import httpx
@@ -38,6 +40,7 @@ _CONSOLE = Console(highlight=False, soft_wrap=True)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the arguments say and exit: 0 all gates passed, 1 red, 2 cannot, 130 Ctrl-C."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         if options.compare:
             first, second = (_read(Path(name)) for name in options.compare)
@@ -65,6 +68,11 @@ def _test(options: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ABOUT).write_text(about.model_dump_json(indent=1), "utf-8")
         return _measure(about, folder, options)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM is as Ctrl-C: AIPerf and a service that was started here end, the report stays."""
+    raise KeyboardInterrupt
 
 
 def _measure(about: About, folder: Path, options: argparse.Namespace) -> int:

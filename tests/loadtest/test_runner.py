@@ -1,5 +1,8 @@
 """A whole load test against the null server, with a stand-in that writes AIPerf's exports."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -22,10 +25,12 @@ class FakeAIPerf:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.interrupt_at = -1
+        self.interrupt_with = signal.SIGINT
 
     def run(self, words: Sequence[str], log: Path, timeout_s: float) -> list[Sample]:
         if len(self.calls) == self.interrupt_at:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), self.interrupt_with)
+            time.sleep(5)  # the signal comes before
         self.calls.append(" ".join(words))
         lines = (log.parent / generator.ENTRIES).read_text("utf-8").splitlines()
         speculation = counts([3, 3], [2, 1]) if '"enabled": true' in self.calls[-1] else None
@@ -44,6 +49,13 @@ def aiperf(monkeypatch: pytest.MonkeyPatch) -> FakeAIPerf:
     monkeypatch.setattr(generator, "run", fake.run)
     monkeypatch.setattr(output, "draw_plots", lambda *_: {})  # seconds; test_output draws
     return fake
+
+
+@pytest.fixture(autouse=True)
+def _sigterm() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -114,11 +126,17 @@ def test_the_key_is_sent_and_not_kept(
     assert kept == []
 
 
-@pytest.mark.parametrize("stop_at", [-1, 2])
+@pytest.mark.parametrize(
+    ("stop_at", "by"), [(-1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)]
+)
 def test_the_command_line(
-    stop_at: int, tmp_path: Path, aiperf: FakeAIPerf, capsys: pytest.CaptureFixture[str]
+    stop_at: int,
+    by: signal.Signals,
+    tmp_path: Path,
+    aiperf: FakeAIPerf,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    aiperf.interrupt_at = stop_at
+    aiperf.interrupt_at, aiperf.interrupt_with = stop_at, by
     with pytest.raises(SystemExit) as done:
         cli.main(["smoke", "--null", "--out", str(tmp_path)])
     assert done.value.code == (cli.GREEN if stop_at < 0 else cli.INTERRUPTED)
