@@ -27,6 +27,9 @@ from s2d_serve.speculation.params import SamplingParams
 if TYPE_CHECKING:
     from s2d_serve.engine.drafter import Drafter
 
+WARM_UP_TOKENS = 64
+"""Read before the first sequence: what a library makes at its first use is no cost of drafting."""
+
 
 @dataclass(slots=True, eq=False)
 class DraftTurn:
@@ -118,6 +121,7 @@ class DraftExecutor:
             tuple(sorted(checkpoint.eos_token_ids)),
             self._drafter.draft.exit_layers,
         )
+        self._self_test(WARM_UP_TOKENS)
 
     def _run_pass(self, turns: Sequence[DraftTurn]) -> list[tuple[DraftTurn, DraftReply]]:
         """Learn from the last round, then draft for the next: all lanes together."""
@@ -146,12 +150,16 @@ class DraftExecutor:
         self._left[sequence_id] = None
         self._drafter.close(sequence_id)
 
-    def _self_test(self) -> None:
-        """Draft one token of a sequence of our own, if a slot is free."""
+    def _self_test(self, num_prompt_tokens: int = 1) -> None:
+        """Read a sequence of our own and draft a token for it, if a slot is free."""
         draft = self._drafter.draft
-        start = SequenceStart("self-test", 0, (0,), 1, SamplingParams(temperature=0.0), 2)
+        prompt = (0,) * num_prompt_tokens
+        params = SamplingParams(temperature=0.0)
+        start = SequenceStart("self-test", 0, prompt, len(prompt), params, len(prompt) + 1)
         pairing = next(iter(self._drafter.pairings.values()))
         if draft.open(start, pairing.exits):
+            while draft.prefill("self-test"):
+                pass
             draft.propose({"self-test": 1}, [])
             draft.close("self-test")
             self._last_decode = time.monotonic()
