@@ -16,6 +16,7 @@ from s2d_serve.cli.output import NOTES
 from s2d_serve.deployment_file import DeploymentFile, load_deployment_file
 from s2d_serve.errors import ConfigError, UnavailableError
 from tests.cli.conftest import Args, Run, WriteFile
+from tests.ports import free_port
 
 FAKE_SERVE = Path(__file__).with_name("fake_serve.py")
 
@@ -24,10 +25,7 @@ Fake = Callable[..., None]
 
 @pytest.fixture
 def deployment(args: Args, write_file: WriteFile) -> DeploymentFile:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return load_deployment_file(write_file(args, port=port))
+    return load_deployment_file(write_file(args, port=free_port()))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from s2d_serve.config import AppConfig
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "clusters/local"
@@ -40,10 +40,8 @@ def test_the_file_is_the_shipped_one_with_places() -> None:
 @pytest.fixture
 def script(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """up.py with one node for targets, when its nodes are there; it is gone afterwards."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, FOLDER / "up.py", "1", "--dashboard-port", str(port)],
+        [sys.executable, FOLDER / "up.py", "1", "--dashboard-port", str(free_port())],
         env={**os.environ, "HOME": str(tmp_path)},  # where the token is made
         stdout=subprocess.PIPE,
         text=True,

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from s2d_serve.config import AppConfig
 from s2d_serve.serving.app import build
 from s2d_serve.serving.servers import EXECUTOR_PREFIX
 from tests.engine.tiny import nested_model, save_tiny
+from tests.ports import free_port
 
 APP = "tiny"
 DRAFT_LAYERS = (2, 4)
@@ -26,9 +26,7 @@ DRAFT_LAYERS = (2, 4)
 @pytest.fixture(scope="session")
 def base_url() -> Iterator[str]:
     """Ray and Serve's proxy, for all tests; the URL that apps answer at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ray.init(
         "local",
         num_cpus=8,

@@ -4,7 +4,6 @@ import asyncio
 import math
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from tests.observability.test_table import ROOT, alerts, panels
+from tests.ports import free_port
 from tests.serving.conftest import Deploy
 
 pytestmark = [pytest.mark.ray, pytest.mark.prometheus, pytest.mark.timeout(600)]
@@ -45,9 +45,7 @@ def prometheus(url: str, tmp_path: Path) -> Iterator[str]:
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [url.removeprefix("http://")]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(ROOT / "observability/alerts.yml", tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [
