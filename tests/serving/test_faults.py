@@ -76,8 +76,6 @@ def test_a_killed_draft_changes_nothing(url: str, undisturbed: tuple[str, float]
     pids = executor_pids("draft")
     text, counts, seconds = disturbed(url, lambda: send(signal.SIGKILL, pids))
     assert text == expected
-    num_dead = total(scrape(url), "s2d:draft_fallback_total", model_name="tiny", reason="dead")
-    assert 1 <= num_dead <= 2, "rounds are submitted two at a time"
     assert counts["num_draft_tokens"] > 0
     assert seconds < alone_s + PATIENCE_S + SLACK_S
     await_ready(url)
