@@ -15,7 +15,7 @@ from tests.serving.conftest import APP, Deploy, actors, await_ready, pids
 from tests.serving.scraped import difference, scrape, total
 from tests.serving.test_fault_table import SERVE_REPLICA
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 TARGETS = ("tiny", "tiny-int8")
 DEADLINE_S = 60.0
