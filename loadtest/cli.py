@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import httpx
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -103,9 +102,7 @@ def _measure(about: About, folder: Path, options: argparse.Namespace) -> int:
 
 def _new_about(options: argparse.Namespace, url: str) -> About:
     scenario = _scenario(options)
-    key = os.environ.get(KEY)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+    with service.connect(url, os.environ.get(KEY)) as client:
         cards = service.models(client)
     service.chosen(cards, scenario)  # says at once which target is not there
     read_prompts(options.prompts)

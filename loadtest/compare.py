@@ -2,7 +2,10 @@
 
 from loadtest.intervals import of_unpaired_ratio
 from loadtest.results import Interval, LevelResult, Report
-from loadtest.tables import label
+from loadtest.tables import Table, label, markdown_rows
+
+_HEAD = ("target", "level", "speculation", "tokens/s", "B / A", "TPOT p50, ms", "TTFT p50, s")
+_NOTE = "B / A of tokens/s: geometric mean, 95 % interval by Welch's t over repeats; *: without 1."
 
 
 def compare(first: Report, second: Report) -> str:
@@ -15,25 +18,16 @@ def compare(first: Report, second: Report) -> str:
     rows = [_row(before[_key(level)], level) for level in second.levels if _key(level) in before]
     if not rows:
         return "The two reports have no target, level and arm in common."
-    head = ["target", "level", "speculation", "tokens/s", "B / A", "TPOT p50, ms", "TTFT p50, s"]
-    lines = [
-        f"A: {_name(first)}",
-        f"B: {_name(second)}",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-        "B / A of tokens/s: geometric mean, 95 % interval by Welch's t over repeats; *: without 1.",
-    ]
-    return "\n".join(lines)
+    table = Table("", _HEAD, tuple(rows), _NOTE)
+    names = [f"A: {_name(first)}", f"B: {_name(second)}"]
+    return "\n".join([*names, "", *markdown_rows(table), "", table.note])
 
 
-def _row(a: LevelResult, b: LevelResult) -> list[str]:
+def _row(a: LevelResult, b: LevelResult) -> tuple[str, ...]:
     rates = a.output_tokens_per_s, b.output_tokens_per_s
     tpot = [level.tpot_s.p50 * 1000 if level.tpot_s else float("nan") for level in (a, b)]
     ttft = [level.ttft_s.p50 if level.ttft_s else float("nan") for level in (a, b)]
-    return [
+    return (
         label(b.target, b.traffic),
         f"{b.level:g}",
         b.arm,
@@ -41,7 +35,7 @@ def _row(a: LevelResult, b: LevelResult) -> list[str]:
         _ratio(rates[0], rates[1]),
         f"{tpot[0]:.0f} → {tpot[1]:.0f}",
         f"{ttft[0]:.2f} → {ttft[1]:.2f}",
-    ]
+    )
 
 
 def _ratio(a: Interval, b: Interval) -> str:

@@ -1,7 +1,6 @@
 """AIPerf as a subprocess: its command, its processor time, its end."""
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from loadtest.plan import Cell
+from loadtest.processes import interrupted
 from loadtest.results import ClientCpu
 from loadtest.scenario import Scenario
 
@@ -115,11 +115,6 @@ def cpu_between(samples: Sequence[Sample], start_s: float, end_s: float) -> Clie
     return ClientCpu(cores=sum(used) / seconds, busiest=max(used, default=0.0) / seconds)
 
 
-def shell(words: Sequence[str]) -> str:
-    """The command as one would type it."""
-    return shlex.join(words)
-
-
 def _watch(pid: int, done: threading.Event, samples: list[Sample]) -> None:
     while not done.wait(_SAMPLE_S):
         used: dict[int, float] = {}
@@ -138,13 +133,9 @@ def _watch(pid: int, done: threading.Event, samples: list[Sample]) -> None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Ask it to stop, then make it; its group holds AIPerf's processes and no others."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    if not interrupted(process, _STOP_S):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _tokenizer(folder: Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loadtest.plots import draw_plots
 from loadtest.results import Report
-from loadtest.tables import Table, tables
+from loadtest.tables import Table, markdown_rows, tables
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -34,7 +34,7 @@ def markdown(report: Report, plots: dict[str, str]) -> str:
     for name, what in plots.items():
         lines += [f"![{what}]({name})", ""]
     for table in tables(report):
-        lines += [f"## {table.title}", "", *_rows(table), ""]
+        lines += [f"## {table.title}", "", *markdown_rows(table), ""]
         lines += [table.note, ""] if table.note else []
     return "\n".join(lines)
 
@@ -66,12 +66,6 @@ def _verdict(report: Report) -> str:
     failed = [gate.name for gate in report.verdict.gates if gate.status == "failed"]
     says = "Red. Does not hold: " + "; ".join(failed) + "." if failed else "Green: no gate failed."
     return says if report.complete else f"{says} Partial: {report.runs} runs."
-
-
-def _rows(table: Table) -> list[str]:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (table.header, *table.rows)]
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    return [lines[0], "|---" * len(table.header) + "|", *lines[1:]]
 
 
 def _html(table: Table) -> str:

@@ -55,22 +55,22 @@ def _groups(report: Report) -> list[Group]:
 
 
 def _throughput(report: Report, groups: list[Group]) -> Figure:
-    figure, panels = _row_of_panels(groups)
-    for axes, (name, levels) in zip(panels, groups, strict=True):
-        for arm, mine in _arms(levels):
-            _intervals(axes, mine, [m.output_tokens_per_s for m in mine], arm)
-        axes.set(title=name, ylabel="output tokens/s")
-        axes.set_ylim(bottom=0)
-        _load_axis(axes, report, levels)
-    return figure
+    return _over_load(report, groups, "output tokens/s", lambda level: level.output_tokens_per_s)
 
 
 def _goodput(report: Report, groups: list[Group]) -> Figure:
+    what = "requests/s within the SLO"
+    return _over_load(report, groups, what, lambda level: level.goodput_per_s)
+
+
+def _over_load(
+    report: Report, groups: list[Group], what: str, get: Callable[[LevelResult], Interval]
+) -> Figure:
     figure, panels = _row_of_panels(groups)
     for axes, (name, levels) in zip(panels, groups, strict=True):
         for arm, mine in _arms(levels):
-            _intervals(axes, mine, [m.goodput_per_s for m in mine], arm)
-        axes.set(title=name, ylabel="requests/s within the SLO")
+            _intervals(axes, mine, [get(level) for level in mine], arm)
+        axes.set(title=name, ylabel=what)
         axes.set_ylim(bottom=0)
         _load_axis(axes, report, levels)
     return figure

@@ -1,8 +1,8 @@
 """A load test from its first request to its report."""
 
+import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,13 +106,13 @@ class LoadTest:
         cell = Cell(targets=("null",), traffic="separate", level=level, arm="on", repeat=0)
         with serving(cell.targets) as url:
             run = self._generate(scenario, cell, url)
+        seconds = summary.duration_s(run)
         ttft = summary.spread(r.ttft_s for r in run.requests)
         assert ttft is not None, "the null server answers"
         return Calibration(
             level=level,
-            requests_per_s=len(run.requests) / summary.duration_s(run),
-            output_tokens_per_s=sum(r.output_tokens for r in run.requests)
-            / summary.duration_s(run),
+            requests_per_s=len(run.requests) / seconds,
+            output_tokens_per_s=sum(r.output_tokens for r in run.requests) / seconds,
             ttft_s=ttft,
             client_cpu=run.client_cpu,
         ).model_dump_json(indent=1)
@@ -148,18 +148,15 @@ class LoadTest:
         first, last = min(r.start_s for r in done), max(r.end_s for r in done)
         return CellResult(
             cell=cell,
-            command=generator.shell(words),
+            command=shlex.join(words),
             asked_rate=workload.asked_rate(requests),
             requests=tuple(done),
             client_cpu=generator.cpu_between(samples, first, last),
             wall_s=time.monotonic() - started,
         )
 
-    @contextmanager
-    def _client(self) -> Iterator[httpx.Client]:
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        with httpx.Client(base_url=self.about.url, headers=headers, timeout=30) as client:
-            yield client
+    def _client(self) -> httpx.Client:
+        return service.connect(self.about.url, self.api_key)
 
     def _read(self, name: str) -> str | None:
         path = self.folder / name

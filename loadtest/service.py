@@ -26,6 +26,12 @@ class ServiceError(RuntimeError):
     """The service does not answer as it should; the message says what to do."""
 
 
+def connect(url: str, api_key: str | None) -> httpx.Client:
+    """A client of the service, with its key if it wants one; the caller closes it."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return httpx.Client(base_url=url, headers=headers, timeout=30)
+
+
 def models(client: httpx.Client) -> list[dict[str, Any]]:
     """What GET /v1/models lists.
 

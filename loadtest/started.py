@@ -1,7 +1,6 @@
 """A service started for a load test where none answers, and ended with it."""
 
 import shlex
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from loadtest.processes import interrupted
 from loadtest.service import ServiceError
 
 _READY_S = 900.0
@@ -48,13 +48,9 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    if not interrupted(process, _STOP_S):
+        process.kill()
+        process.wait()
 
 
 def _answers(url: str, path: str) -> bool:

@@ -35,6 +35,13 @@ def tables(report: Report) -> list[Table]:
     return [table for table in made if table.rows]
 
 
+def markdown_rows(table: Table) -> list[str]:
+    """The table's lines in Markdown, without its title and note."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (table.header, *table.rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return [lines[0], "|---" * len(table.header) + "|", *lines[1:]]
+
+
 def level_name(report: Report) -> str:
     """What a level of this scenario counts."""
     return LEVEL_NAMES[report.about.scenario.load.kind]

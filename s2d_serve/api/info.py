@@ -8,6 +8,8 @@ from s2d_serve.api.jsontext import Json
 
 State = Literal["ready", "idle", "waking", "loading", "unavailable"]
 """idle: scaled to zero, starts when asked; waking: it was asked."""
+AVAILABLE: tuple[State, ...] = ("ready", "idle", "waking")
+"""States in which a request is served, now or once its target has started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def is_ready(targets: Mapping[str, State]) -> bool:
 
     The draft has no say: without it the texts are the same, only later.
     """
-    return all(state in ("ready", "idle", "waking") for state in targets.values())
+    return all(state in AVAILABLE for state in targets.values())
 
 
 def ready_body(targets: Mapping[str, State], draft: State | None) -> Json:

@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.util.metrics import Gauge
 
+from s2d_serve.api.info import AVAILABLE
 from s2d_serve.errors import UnavailableError
 from s2d_serve.observability.exposition import Samples, text
 from s2d_serve.observability.meter import Meter
@@ -62,11 +63,14 @@ class Metrics:
         while True:
             await asyncio.sleep(PUSH_S)
             try:
-                if time.monotonic() - looked_at > LOOK_S:
+                is_due = time.monotonic() - looked_at > LOOK_S
+                if is_due:
                     looked_at = time.monotonic()
                     self._set_gauges(await self._directory.look())
-                    gauges.set(self.meter.samples())
-                await self._ask(self._keeper.push.remote(self._router_id, self.meter.samples()))
+                samples = self.meter.samples()
+                if is_due:
+                    gauges.set(samples)
+                await self._ask(self._keeper.push.remote(self._router_id, samples))
             except Exception as error:  # Serve's controller, Ray's GCS: all may be away for a while
                 log.warning("metrics were not sent: %s", error)
 
@@ -81,8 +85,7 @@ class Metrics:
 
     def _set_gauges(self, views: Mapping[str, View]) -> None:
         for name, view in views.items():
-            is_available = view.state in ("ready", "idle", "waking")
-            self.meter.set("s2d:available", is_available, name)
+            self.meter.set("s2d:available", view.state in AVAILABLE, name)
             self.meter.set("s2d:replicas", len(view.replicas), name, "ready")
             self.meter.set("s2d:replicas", view.num_silent, name, "silent")
             if name == DRAFT:

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
+from s2d_serve.api.info import AVAILABLE
 from s2d_serve.config import AppConfig
 from s2d_serve.engine.messages import Outcome
 from s2d_serve.errors import DeadlineError, OverloadedError, UnavailableError
@@ -119,7 +120,6 @@ class Router:
         self._lanes = Lanes(config, meter)
         self._meter = meter
         self._waking: dict[str, asyncio.Task[None]] = {}
-        self._clock = time.monotonic
 
     async def run(self, generation: Generation) -> AsyncGenerator[Outcome, None]:
         """The outcomes of one sequence, in order, each token once.
@@ -131,7 +131,7 @@ class Router:
         """
         sequence = self._sequence(generation)
         delivered = list(generation.prompt_token_ids)
-        deadline = self._clock() + self._config.limits.ttft_s
+        deadline = time.monotonic() + self._config.limits.ttft_s
         num_lost = 0
         is_recovery = False
         while num_lost < MAX_LOST:
@@ -143,7 +143,7 @@ class Router:
                     while True:
                         outcome = await self._next(sequence, deadline)
                         num_lost = 0
-                        deadline = self._clock() + self._config.limits.idle_s
+                        deadline = time.monotonic() + self._config.limits.idle_s
                         delivered += outcome.token_ids
                         yield outcome
                         if outcome.finish_reason is not None:
@@ -152,7 +152,7 @@ class Router:
                 self._meter.of(generation.target).migrations[lost.reason].inc()
                 extra = {"target": generation.target, "reason": lost.reason}
                 log.warning("a sequence is opened again: %s", lost.reason, extra=extra)
-                await asyncio.sleep(min(REOPEN_PAUSE_S * 2**num_lost, deadline - self._clock()))
+                await asyncio.sleep(min(REOPEN_PAUSE_S * 2**num_lost, deadline - time.monotonic()))
                 num_lost += 1
                 is_recovery = True
                 sequence = self._sequence(generation)
@@ -254,18 +254,18 @@ class Router:
     ) -> None:
         """Until Serve has found a replica, for as long as there is hope of one."""
         patience_s = self._config.targets[target].patience_s
-        last_seen = self._clock()
+        last_seen = time.monotonic()
         while not waiting.done():
-            now = self._clock()
+            now = time.monotonic()
             if now >= deadline:
                 raise DeadlineError(f"no free place at target {target!r} in time; try later")
             await asyncio.wait([waiting], timeout=min(deadline - now, STATE_CHECK_S))
             if waiting.done():
                 return
             view = (await self._directory.look())[target]
-            if view.state not in ("loading", "unavailable"):
-                last_seen = self._clock()
-            elif view.info is None or self._clock() - last_seen > patience_s:
+            if view.state in AVAILABLE:
+                last_seen = time.monotonic()
+            elif view.info is None or time.monotonic() - last_seen > patience_s:
                 raise UnavailableError(
                     f"target {target!r} is {view.state}; try again in a few seconds"
                 )
@@ -295,7 +295,7 @@ class Router:
     async def _next(self, sequence: LiveSequence, deadline: float) -> Outcome:
         try:
             outcome = await asyncio.wait_for(
-                sequence.outcomes.get(), max(deadline - self._clock(), 0)
+                sequence.outcomes.get(), max(deadline - time.monotonic(), 0)
             )
         except TimeoutError:
             raise DeadlineError("the target gave no token in time; try later") from None

@@ -114,3 +114,15 @@ def fake_client(api: FastAPI) -> httpx.AsyncClient:
     """A client of an API in this process."""
     transport = httpx.ASGITransport(api, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://fake", timeout=30)
+
+
+async def hang_up_twice(fake: FakeService, ask: Mapping[str, Any]) -> None:
+    """Two clients who want three long choices, whole and streamed, and leave after some rounds."""
+    fake.router.pause_s = 0.05
+    for stream in (False, True):
+        body = {**ask, "stream": stream, "n": 3, "max_tokens": 200}
+        request = asyncio.create_task(fake.client.post("/v1/completions", json=body))
+        await asyncio.sleep(0.2)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+    await asyncio.sleep(0.05)

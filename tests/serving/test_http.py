@@ -1,6 +1,5 @@
 """The HTTP surface over a fake router: streams, pings, errors, keys, ids, cancellation."""
 
-import asyncio
 import contextlib
 import hashlib
 import json
@@ -16,7 +15,7 @@ from schemathesis import GenerationMode
 from s2d_serve.errors import ConfigError, DeadlineError, OverloadedError, UnavailableError
 from s2d_serve.serving.directory import View
 from s2d_serve.serving.http import build_api
-from tests.serving.fakes import FakeService, fake_service
+from tests.serving.fakes import FakeService, fake_service, hang_up_twice
 
 UNHEALTHY = list(HealthCheck)
 ASK: dict[str, Any] = {"model": "tiny", "prompt": "thing", "max_tokens": 6}
@@ -90,14 +89,7 @@ async def test_the_total_time_is_limited(weights: Path) -> None:
 
 async def test_an_aborted_request_ends_its_generations(fake: FakeService) -> None:
     """All choices of it, streamed or not."""
-    fake.router.pause_s = 0.05
-    for stream in (False, True):
-        body = ASK | {"stream": stream, "n": 3, "max_tokens": 200}
-        request = asyncio.create_task(fake.client.post("/v1/completions", json=body))
-        await asyncio.sleep(0.2)
-        request.cancel()
-        await asyncio.gather(request, return_exceptions=True)
-    await asyncio.sleep(0.05)
+    await hang_up_twice(fake, ASK)
     assert len(fake.router.generations) == fake.router.num_closed == 6
 
 

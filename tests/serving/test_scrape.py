@@ -15,7 +15,7 @@ from s2d_serve.observability.exposition import CONTENT_TYPE, Samples
 from s2d_serve.observability.request import RequestFilter
 from s2d_serve.observability.tracing import Tracing
 from s2d_serve.serving.http import build_api
-from tests.serving.fakes import FakeService, fake_client, fake_service
+from tests.serving.fakes import FakeService, fake_client, fake_service, hang_up_twice
 from tests.serving.scraped import difference, parsed, total
 
 ASK: dict[str, Any] = {"model": "tiny", "prompt": "thing", "max_tokens": 6}
@@ -92,14 +92,7 @@ async def test_errors_are_counted_where_they_end_a_request(fake: FakeService) ->
 
 async def test_a_client_that_hangs_up_is_counted_as_abort(fake: FakeService) -> None:
     """Each choice, streamed or not, and what it was given until then."""
-    fake.router.pause_s = 0.05
-    for stream in (False, True):
-        body = ASK | {"stream": stream, "n": 3, "max_tokens": 200}
-        request = asyncio.create_task(fake.client.post("/v1/completions", json=body))
-        await asyncio.sleep(0.2)
-        request.cancel()
-        await asyncio.gather(request, return_exceptions=True)
-    await asyncio.sleep(0.05)
+    await hang_up_twice(fake, ASK)
     samples = await scraped(fake)
     assert total(samples, "vllm:request_success_total", finished_reason="abort") == 6
     assert total(samples, "vllm:request_success_total") == 6
