@@ -5,7 +5,7 @@
 #   make test-faults  those that kill and stop processes, again and again
 #   make test-hosts   those that make hosts out of network namespaces: needs root
 #   make test-browser those that open the page: needs chromium (Debian: apt-get install chromium)
-#   make test-prometheus  those that need a Prometheus server (Debian package prometheus)
+#   make test-prometheus  logs, traces, metrics of a service: needs prometheus (Debian package)
 #   make loadtest     run $(SCENARIO) against $(FILE), which is served for it if nothing answers
 #   make test-loadtest  the one that installs AIPerf (1.2 GB) and runs it
 #   make check        format, lint, types, rooms

@@ -20,7 +20,7 @@ from s2d_serve.observability.table import METRICS
 from tests.serving.conftest import APP, Deploy
 from tests.serving.scraped import parsed, total
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.prometheus]
 
 SECRET = "zanzibar"
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
