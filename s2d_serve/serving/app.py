@@ -16,12 +16,14 @@ from ray.serve.schema import LoggingConfig
 from s2d_serve.api.errors import FAULTS, OUR_FAULT
 from s2d_serve.config import AppConfig, ModelConfig, ReplicasConfig
 from s2d_serve.engine.calibration import calibrated
+from s2d_serve.errors import UnavailableError
 from s2d_serve.exposure import check_exposure
 from s2d_serve.observability.meter import Meter
 from s2d_serve.observability.request import RequestFilter
 from s2d_serve.serving.metrics_keeper import MetricsKeeper
 from s2d_serve.serving.servers import DraftServer, TargetServer
 from s2d_serve.serving.tasks import spawn
+from s2d_serve.serving.termination import told_to_end
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -65,6 +67,14 @@ class HttpRouter:
         router = Router(config, targets, draft, directory, actor_name, meter)
         self._service = Service(config, router, directory, metrics)
         spawn(metrics.run())
+        self._told_to_end = told_to_end()
+
+    async def check_health(self) -> None:
+        """Serve's own question. At SIGTERM the answer is no: Serve then sends new requests to
+        another replica and ends this one when its last request is done.
+        """
+        if self._told_to_end.is_set():
+            raise UnavailableError("told to end by SIGTERM")
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """Called by Serve after the constructor."""

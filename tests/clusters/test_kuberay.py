@@ -185,6 +185,20 @@ def test_some_pod_offers_what_a_model_or_router_asks_for(name: str) -> None:
         assert any(all(offer.get(key, 0) >= ask[key] for key in ask) for offer in offers), ask
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_pod_that_goes_drains_its_node_with_a_program_of_the_image(name: str) -> None:
+    config = AppConfig.model_validate(app_args(ray_service(name)))
+    dockerfile = (FOLDER / "Dockerfile").read_text("utf-8")
+    for group in groups(ray_service(name))[1:]:
+        pod = group["template"]["spec"]
+        python, program = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert python == "python"
+        assert f"{program} {program}\n" in dockerfile
+        source = (ROOT / program).read_text("utf-8")
+        (deadline_s,) = re.findall(r"^DEADLINE_S = (\d+)", source, re.MULTILINE)
+        assert config.limits.total_s <= int(deadline_s) < pod["terminationGracePeriodSeconds"]
+
+
 def test_the_network_policy_covers_all_ray_pods_and_opens_three_ports() -> None:
     policy, redis = documents("networkpolicy.yaml")
     label = policy["spec"]["podSelector"]["matchLabels"]

@@ -56,9 +56,9 @@ class Hosts:
         self.nodes.pop(host).wait(20)
 
     def drain(self, host: str, deadline_s: int) -> None:
-        """Tell Ray that this node goes away, as an autoscaler does."""
-        where = [self._gcs, self.network.address(host)]
-        self._on_head([sys.executable, "-m", "tests.hosts.drain", *where, str(deadline_s)])
+        """End a node as a cluster does that lets it finish; returns when it is gone."""
+        self._run_on(host, [sys.executable, "clusters/drain.py", str(deadline_s)])
+        self.nodes.pop(host).wait(20)
 
     def place_of(self, process: str) -> set[str]:
         """Hosts on which a process of this name runs, such as `ray::TargetExecutor`."""
@@ -72,17 +72,19 @@ class Hosts:
 
     def deploy(self, args: Path) -> None:
         """Run an app with these `args`."""
-        self._on_head(
-            [sys.executable, "-m", "tests.hosts.deploy", self._gcs, str(args), str(HTTP_PORT)]
+        self._run_on(
+            "head",
+            [sys.executable, "-m", "tests.hosts.deploy", self._gcs, str(args), str(HTTP_PORT)],
         )
 
     @property
     def _gcs(self) -> str:
         return f"{self.network.address('head')}:{GCS_PORT}"
 
-    def _on_head(self, command: list[str]) -> None:
-        whole = self.network.command("head", command)
-        done = subprocess.run(whole, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
+    def _run_on(self, host: str, command: list[str]) -> None:
+        whole = self.network.command(host, command)
+        environment = ENVIRONMENT | {"RAY_ADDRESS": self._gcs}
+        done = subprocess.run(whole, capture_output=True, text=True, timeout=240, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
 
     def ask(self, model: str, **body: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import ray
 
@@ -91,7 +92,7 @@ def recoveries() -> Iterator[list[tuple[str, str, str, float, float]]]:
 def victims(fault: str, target: str) -> list[int]:
     """Processes that a fault strikes."""
     deployment = "draft" if fault.startswith("draft") else target
-    match fault.rsplit(" ", 1)[0]:
+    match fault.removesuffix(" killed").removesuffix(" stopped"):
         case "draft executor" | "target executor":
             return executor_pids(deployment)
         case "draft replica" | "target replica":
@@ -187,3 +188,18 @@ def test_a_spare_replica_takes_over_at_once(
     await_nothing_held(NUM_EXECUTORS, timeout_s=60)
     seconds = time.monotonic() - started
     recoveries.append(("target executor killed", "streaming", "tiny-spare", silence_s, seconds))
+
+
+def test_a_router_that_is_told_to_end_finishes_first(url: str, expected: str) -> None:
+    """At SIGTERM; it is the only one, yet neither its clients nor later ones see an error."""
+    await_ready(url)
+    (pid,) = victims("router", "tiny")
+    texts = {stream(url, "tiny", MOMENTS["streaming"], lambda: os.kill(pid, signal.SIGTERM))[0]}
+    deadline = time.monotonic() + 90
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < deadline
+        texts.add(stream(url, "tiny", -1, lambda: None)[0])
+    assert texts == {expected}
+    await_ready(url)
+    assert victims("router", "tiny") != [pid]
+    await_nothing_held(NUM_EXECUTORS, timeout_s=20)
