@@ -1,7 +1,7 @@
 """Stands in for Serve's command, as the JSON in $FAKE_SERVE says.
 
-port: where `run` answers; code: HTTP status of its answers; exit: `run` ends with it at once;
-status: what `status` prints.
+port: where `run` answers; code: HTTP status of its answers; draft: states of the draft, one an
+answer, the last for ever; exit: `run` ends with it at once; status: what `status` prints.
 """
 
 import json
@@ -18,6 +18,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(FAKE["code"] if self.path == "/ready" else 404)
         self.end_headers()
+        states = FAKE["draft"]
+        self.wfile.write(json.dumps({"draft": states.pop(0) if states[1:] else states[0]}).encode())
 
 
 if sys.argv[1] == "status":

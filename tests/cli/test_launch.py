@@ -5,7 +5,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,15 +30,20 @@ def deployment(args: Args, write_file: WriteFile) -> DeploymentFile:
 
 @pytest.fixture
 def fake(deployment: DeploymentFile, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Put a stand-in in Serve's place: fake(code=503, exit=None, status={})."""
+    """Put a stand-in in Serve's place: fake(code=503, draft=(), exit=None, status={})."""
     monkeypatch.setattr(launch, "SERVE", [sys.executable, str(FAKE_SERVE)])
     monkeypatch.setattr(launch, "POLL_S", 0.02)
     monkeypatch.setattr(launch, "STATUS_S", 0.3)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its handlers
 
-    def install(code: int = 503, exit: int | None = None, status: object = None) -> None:
-        answers = {"code": code, "exit": exit, "status": yaml.safe_dump(status)}
+    def install(
+        code: int = 503,
+        draft: Sequence[str | None] = ("ready",),
+        exit: int | None = None,
+        status: object = None,
+    ) -> None:
+        answers = {"code": code, "draft": draft, "exit": exit, "status": yaml.safe_dump(status)}
         monkeypatch.setenv("FAKE_SERVE", json.dumps(answers | {"port": deployment.http.port}))
 
     return install
@@ -87,6 +92,20 @@ def test_says_when_it_is_ready_and_stops_with_ctrl_c(
     assert words[:2] == ["curl", f"{deployment.url}/v1/chat/completions"]
     assert json.loads(words[-1])["model"] == "tiny"
     assert result.stderr.index("stopping") < result.stderr.index("shut down")
+
+
+@pytest.mark.parametrize("state", ["ready", "idle", None])
+def test_is_not_ready_before_the_draft_is(
+    deployment: DeploymentFile, fake: Fake, state: str | None
+) -> None:
+    fake(code=200, draft=["loading", "loading", state])
+    server = launch.Server(deployment)
+    try:
+        server.wait_ready()
+        with launch.DIRECT.open(f"{deployment.url}/ready") as answer:
+            assert json.load(answer) == {"draft": state}
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize(
