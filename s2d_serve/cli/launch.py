@@ -161,11 +161,11 @@ def _is_ready(url: str) -> bool:
     """Every target, and the draft: without it answers are right, but slow."""
     try:
         with DIRECT.open(f"{url}/ready", timeout=10) as answer:
-            return json.load(answer).get("draft") != "loading"
+            return bool(json.load(answer)["draft"] != "loading")
     except HTTPError as error:
         error.close()
         return False
-    except (OSError, ValueError):  # nobody listens yet, or not the router
+    except (OSError, ValueError, LookupError):  # nobody listens yet, or not the router
         return False
 
 

@@ -158,8 +158,10 @@ class DraftExecutor:
         start = SequenceStart("self-test", 0, prompt, len(prompt), params, len(prompt) + 1)
         pairing = next(iter(self._drafter.pairings.values()))
         if draft.open(start, pairing.exits):
-            while draft.prefill("self-test"):
-                pass
-            draft.propose({"self-test": 1}, [])
-            draft.close("self-test")
+            try:
+                while draft.prefill("self-test"):
+                    pass
+                draft.propose({"self-test": 1}, [])
+            finally:
+                draft.close("self-test")
             self._last_decode = time.monotonic()

@@ -75,6 +75,7 @@ class TargetExecutor:
         self._mailbox = Mailbox()
         self._lane_ends: dict[str, asyncio.Future[None]] = {}
         self._last_decode = 0.0
+        self._loaded = asyncio.Event()
         self._batcher: Batcher[VerifyTurn, VerifyReply] = Batcher(
             self._run_pass, cores=core_turns(config)
         )
@@ -88,6 +89,7 @@ class TargetExecutor:
         Raises: S2DError of any kind.
         """
         await self._batcher.run(lambda: self._load(shard))
+        self._loaded.set()
         return self._info
 
     async def open_store(self, host: str) -> int:
@@ -136,10 +138,12 @@ class TargetExecutor:
         await self._batcher.run(lambda: self._forget(sequence_id))
 
     async def status(self) -> ExecutorStatus:
-        """Life signs; an idle model first decodes a token to show that it can.
+        """Life signs, none before the model is loaded; an idle one first decodes a token to show
+        that it can.
 
         Raises: what the forward pass raises.
         """
+        await self._loaded.wait()
         if time.monotonic() - self._last_decode > SELF_TEST_AGE_S:
             await self._self_test()
         return ExecutorStatus(
@@ -281,8 +285,11 @@ class TargetExecutor:
         name = f"self-test-{time.monotonic_ns()}"
         start = SequenceStart(name, 0, (0,), 1, SamplingParams(temperature=0.0), max_tokens=1)
         refs = (SequenceRef(name, 0),)
-        await self._batcher.submit(VerifyTurn(VerifyCall(name, 0, (start,), refs, 1, 0.0, 0), {}))
-        await self.leave(name)
+        turn = VerifyTurn(VerifyCall(name, 0, (start,), refs, 1, 0.0, 0), {})
+        try:
+            await self._batcher.submit(turn)
+        finally:
+            await self.leave(name)
 
 
 def _is_over(turn: VerifyTurn, own: Mapping[str, Outcome]) -> bool:
