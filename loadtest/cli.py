@@ -31,6 +31,8 @@ from loadtest.started import started
 REPORTS = Path(__file__).parent / "reports"
 URL = "http://127.0.0.1:8000"
 KEY = "S2D_API_KEY"
+SMOKE = "smoke"
+"""The scenario if none is named."""
 
 GREEN, RED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _CONSOLE = Console(highlight=False, soft_wrap=True)
@@ -45,25 +47,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
             first, second = (_read(Path(name)) for name in options.compare)
             _CONSOLE.print(compare(first, second), markup=False)
             sys.exit(GREEN)
-        url = options.url or URL
-        service_log = REPORTS / "service.log"
-        with started(options.start, url, service_log) if options.start else nullcontext():
-            code = _test(options)
+        before = _resumed(options) if options.resume else None
+        url = options.url or (before.url if before else URL)
+        log, key = REPORTS / "service.log", os.environ.get(KEY)
+        with started(options.start, url, log, key) if options.start else nullcontext():
+            code = _test(options, before, url)
         sys.exit(code)
     except (ScenarioError, service.ServiceError, GeneratorError) as error:
         _CONSOLE.print(f"loadtest: {error}", markup=False)
         sys.exit(USAGE)
 
 
-def _test(options: argparse.Namespace) -> int:
-    is_null = options.null or bool(options.resume and _about(options.resume).service_is_null)
-    with serving(("null",)) if is_null else nullcontext(options.url) as url:
-        if options.resume:
-            about = _about(options.resume)
-            about = about.model_copy(update={"url": url or about.url})
+def _test(options: argparse.Namespace, before: About | None, url: str) -> int:
+    is_null = options.null or bool(before and before.service_is_null)
+    with serving(("null",)) if is_null else nullcontext(url) as where:
+        if before is None:
+            about = _new_about(options, where)
         else:
-            about = _new_about(options, url or URL)
+            about = _same_about(before, options.resume, where)
         folder = options.resume or options.out or REPORTS / f"{_stamp()}-{about.scenario_name}"
+        if before is None and (folder / ABOUT).exists():
+            raise ScenarioError(f"{folder} has a load test; --resume {folder} goes on with it")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ABOUT).write_text(about.model_dump_json(indent=1), "utf-8")
         return _measure(about, folder, options)
@@ -79,19 +83,19 @@ def _measure(about: About, folder: Path, options: argparse.Namespace) -> int:
     prompts = read_prompts(Path(about.prompts))
     with _progress() as say:
         test = LoadTest(about, folder, prompts, say, os.environ.get(KEY), ends_at_s)
-        code = GREEN
+        code, ended_by = GREEN, None
         try:
             test.measure()
         except KeyboardInterrupt:
             code = INTERRUPTED
         except (service.ServiceError, GeneratorError) as error:
             _CONSOLE.print(f"loadtest: {error}", markup=False)
-            code = USAGE
-        report = test.report()
+            code, ended_by = USAGE, str(error)
+        report = test.report(ended_by)
         write_report(report, folder)
     for gate in report.verdict.gates:
         _CONSOLE.print(f"{gate.status:>11}  {gate.name}: {gate.says}", markup=False)
-    state = "green" if report.verdict.passed else "RED"
+    state = "green" if report.verdict.passed and not ended_by else "RED"
     part = "" if report.complete else f", partial: {report.runs} runs"
     _CONSOLE.print(f"{state}{part}. Report: {folder / 'report.html'}", markup=False)
     if not report.complete:
@@ -107,7 +111,7 @@ def _new_about(options: argparse.Namespace, url: str) -> About:
     service.chosen(cards, scenario)  # says at once which target is not there
     read_prompts(options.prompts)
     return About(
-        scenario_name=Path(options.scenario).stem,
+        scenario_name=Path(options.scenario or SMOKE).stem,
         scenario=scenario,
         url=url,
         command=shlex.join(["python", "loadtest/run.py", *sys.argv[1:]]),
@@ -121,6 +125,37 @@ def _new_about(options: argparse.Namespace, url: str) -> About:
     )
 
 
+def _resumed(options: argparse.Namespace) -> About:
+    """What a test began as, which its options must leave alone.
+
+    Raises: ScenarioError.
+    """
+    about = _about(options.resume)
+    fixed = [
+        name for name in ("levels", "targets", "repeats", "max_tokens") if getattr(options, name)
+    ]
+    if fixed or options.scenario not in (None, about.scenario_name):
+        raise ScenarioError("--resume goes on with the test as it began, without other options")
+    if machine.commit() != about.commit:
+        raise ScenarioError(
+            f"{options.resume} was begun at commit {about.commit}, and this is {machine.commit()}: "
+            "start another test, or go back to that commit"
+        )
+    return about
+
+
+def _same_about(before: About, folder: Path, url: str) -> About:
+    """The same test at a service with the same models.
+
+    Raises: ScenarioError if they are others.
+    """
+    with service.connect(url, os.environ.get(KEY)) as client:
+        cards = service.models(client)
+    if service.identities(cards) != service.identities(before.models):
+        raise ScenarioError(f"{url} serves other models than {folder} began with")
+    return before.model_copy(update={"url": url})
+
+
 def _scenario(options: argparse.Namespace) -> Scenario:
     changes: dict[str, Any] = {
         "load.levels": options.levels.split(",") if options.levels else None,
@@ -130,7 +165,7 @@ def _scenario(options: argparse.Namespace) -> Scenario:
     }
     if options.null:
         changes["targets"] = "all"
-    return load_scenario(options.scenario, changes)
+    return load_scenario(options.scenario or SMOKE, changes)
 
 
 def _about(folder: Path) -> About:
@@ -180,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         "Exit code 0: all gates passed; 1: a gate failed; 2: it could not run; 130: Ctrl-C.",
     )
     add = parser.add_argument
-    add("scenario", nargs="?", default="smoke", help=f"{names}, or a .yaml file (default: smoke)")
+    add("scenario", nargs="?", help=f"{names}, or a .yaml file (default: smoke)")
     add("--url", help=f"of the service (default: {URL})")
     add("--prompts", type=Path, default=OWN, help="JSON lines as Spec-Bench has them")
     add("--targets", help="names, comma-separated, instead of the scenario's")

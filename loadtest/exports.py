@@ -4,6 +4,7 @@
 the last chunk: AIPerf keeps of its speculation counts what vLLM sends, and drops rounds and exits.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -68,6 +69,7 @@ def _request(line: Any, raw: Any, planned: Planned, lag_s: float | None) -> Requ
     tokens = int(metrics.get("output_sequence_length", {}).get("value", 0))
     is_ok = status == "ok" and ttft is not None and e2e is not None
     return Request(
+        key=planned.key,
         target=planned.target,
         category=planned.prompt.category,
         status=status,
@@ -81,6 +83,7 @@ def _request(line: Any, raw: Any, planned: Planned, lag_s: float | None) -> Requ
         itl_s=_gaps(raw) if is_ok else (),
         prompt_tokens=int(metrics.get("input_sequence_length", {}).get("value", 0)),
         output_tokens=tokens if is_ok else 0,
+        text_digest=_digest(raw) if is_ok else None,
         speculation=_speculation(raw),
     )
 
@@ -112,13 +115,22 @@ def _chunks(raw: Any) -> Iterator[tuple[int, Any]]:
                 yield response["perf_ns"], json.loads(packet["value"])
 
 
+def _pieces(raw: Any) -> Iterator[tuple[int, str]]:
+    """(perf_ns, text) of each event that brings some."""
+    for time_ns, body in _chunks(raw):
+        for choice in body.get("choices", ()):
+            if text := choice.get("delta", {}).get("content"):
+                yield time_ns, text
+
+
 def _gaps(raw: Any) -> tuple[float, ...]:
-    times = [
-        time
-        for time, body in _chunks(raw)
-        if any(choice.get("delta", {}).get("content") for choice in body.get("choices", ()))
-    ]
+    times = [time_ns for time_ns, _ in _pieces(raw)]
     return tuple((b - a) / 1e9 for a, b in pairwise(times))
+
+
+def _digest(raw: Any) -> str:
+    whole = "".join(text for _, text in _pieces(raw))
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def _speculation(raw: Any) -> Speculation | None:

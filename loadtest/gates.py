@@ -1,34 +1,36 @@
 """What must hold for the figures to mean anything. One gate that fails turns the run red."""
 
 import os
-from collections.abc import Sequence
-from typing import Literal
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 from loadtest.intervals import percentile
-from loadtest.results import Calibration, CellResult, Gate, LevelResult, Texts, Verdict
+from loadtest.results import Calibration, CellResult, Gate, LevelResult, Status, Texts, Verdict
 from loadtest.scenario import Bounds
-from loadtest.summary import total
 
+_ERRORS: tuple[Status, ...] = ("429", "5xx", "failed")
 EXACT = "float32"
 """Weights of this type give the same text to the last token; others may tip a near-tie."""
 
 
 def judge(
+    cards: Sequence[Mapping[str, Any]],
     runs: Sequence[CellResult],
     levels: Sequence[LevelResult],
     texts: Sequence[Texts],
     calibration: Calibration | None,
     bounds: Bounds,
 ) -> Verdict:
-    """All gates over what was measured."""
+    """All gates over what was measured; `cards`: of the targets, as the service lists them."""
     gates = (
         _schedule_lag(runs, bounds),
         _achieved_rate(runs, bounds),
         _client_cpu(runs, bounds),
         _headroom(levels, calibration, bounds),
-        _errors(runs, bounds),
+        _errors(levels, bounds),
         _texts(texts),
-        _drafted(runs),
+        _drafted(levels, {card["id"] for card in cards if not _has_draft(card)}),
     )
     return Verdict(passed=all(gate.status != "failed" for gate in gates), gates=gates)
 
@@ -81,38 +83,61 @@ def _headroom(
     name = "the generator is not the limit"
     if calibration is None or not levels:
         return _gate(name, None, "not calibrated")
-    most = max(level.output_tokens_per_s.mean for level in levels)
+    loads: dict[tuple[str, str, float, str], float] = {}
+    for level in levels:  # the targets of a mix are one load
+        who = level.target if level.traffic == "separate" else ""
+        load = level.traffic, who, level.level, level.arm
+        loads[load] = loads.get(load, 0.0) + level.output_tokens_per_s.mean
+    most = max(loads.values())
     share = most / calibration.output_tokens_per_s
     says = f"{most:.0f} tokens/s at most; the null server gives it"
     says += f" {calibration.output_tokens_per_s:.0f} (bound {bounds.max_null_share:.0%} of that)"
     return _gate(name, share <= bounds.max_null_share, says)
 
 
-def _errors(runs: Sequence[CellResult], bounds: Bounds) -> Gate:
-    statuses = [r.status for run in runs for r in run.requests]
-    wrong = sum(status in ("429", "5xx", "failed") for status in statuses)
-    share = wrong / len(statuses) if statuses else 0.0
-    says = f"{wrong} of {len(statuses)} requests (bound {bounds.max_error_share:.0%})"
-    return _gate("errors are few", bool(statuses) and share <= bounds.max_error_share, says)
+def _errors(levels: Sequence[LevelResult], bounds: Bounds) -> Gate:
+    name = "errors are few"
+    shares = [
+        (sum(level.requests.get(status, 0) for status in _ERRORS), sum(level.requests.values()))
+        for level in levels
+    ]
+    wrong, sent = max(shares, key=lambda share: share[0] / share[1], default=(0, 0))
+    says = f"worst of all targets, levels and arms: {wrong} of {sent} requests"
+    says += f" (bound {bounds.max_error_share:.0%})"
+    return _gate(name, sent > 0 and wrong / sent <= bounds.max_error_share, says)
 
 
 def _texts(texts: Sequence[Texts]) -> Gate:
     name = "the same text with and without speculation"
-    exact = [text for text in texts if text.dtype == EXACT]
-    parts = [f"{t.target} ({t.dtype}): {t.differing} of {t.prompts} differ" for t in texts]
-    if len(exact) < len(texts):
+    compared = [text for text in texts if text.prompts + text.pairs_under_load]
+    exact = [text for text in compared if text.dtype == EXACT]
+    parts = [
+        f"{t.target} ({t.dtype}): {t.differing} of {t.prompts} differ, under load"
+        f" {t.differing_under_load} of {t.pairs_under_load}"
+        for t in compared
+    ]
+    if len(exact) < len(compared):
         parts.append(f"only {EXACT} is exact: others are counted, not judged")
-    is_good = all(not text.differing for text in exact) if exact else None
+    is_good = not any(t.differing + t.differing_under_load for t in exact) if exact else None
     return _gate(name, is_good, "; ".join(parts) or "no prompts compared")
 
 
-def _drafted(runs: Sequence[CellResult]) -> Gate:
+def _drafted(levels: Sequence[LevelResult], undrafted: Collection[str]) -> Gate:
     name = "speculation was on and off"
-    arms = {
-        arm: total(r.speculation for run in runs if run.cell.arm == arm for r in run.requests)
-        for arm in ("off", "on")
-    }
-    if not any(run.cell.arm == "on" for run in runs):
+    drafted: dict[str, Counter[str]] = {}
+    for level in levels:
+        if level.target not in undrafted:
+            drafted.setdefault(level.target, Counter())[level.arm] += level.speculation.drafted
+    if not any(level.arm == "on" for level in levels):
         return _gate(name, None, "no run with speculation")
-    says = f"drafted: {arms['on'].drafted} tokens when on, {arms['off'].drafted} when off"
-    return _gate(name, arms["on"].drafted > 0 and arms["off"].drafted == 0, says)
+    if not drafted:
+        return _gate(name, None, "the service has no draft")
+    parts = [f"{who}: {n['on']} tokens when on, {n['off']} when off" for who, n in drafted.items()]
+    is_good = all(n["on"] > 0 and n["off"] == 0 for n in drafted.values())
+    return _gate(name, is_good, "drafted, " + "; ".join(parts))
+
+
+def _has_draft(card: Mapping[str, Any]) -> bool:
+    """False if the service says that it has none; one that says nothing may have."""
+    ours = card.get("s2d", {})
+    return "draft" not in ours or ours["draft"] is not None

@@ -19,6 +19,8 @@ from loadtest.scenario import Scenario
 
 ENTRIES = "requests.jsonl"
 _SAMPLE_S = 0.25
+_WINDOW_S = 2.0
+"""Over which processor time is seen: a mean of the whole run would hide what a burst takes."""
 _STOP_S = 20.0
 
 _TOKENIZER = (
@@ -45,9 +47,8 @@ class Sample:
 
 def command(scenario: Scenario, cell: Cell, url: str, folder: Path) -> list[str]:
     """The command of one run; `folder` holds its requests and takes what AIPerf writes."""
-    speculation = (
-        '{"enabled": true, "detailed": true}' if cell.arm == "on" else '{"enabled": false}'
-    )
+    enabled = "true" if cell.arm == "on" else "false"
+    speculation = f'{{"enabled": {enabled}, "detailed": true}}'  # both arms write the same chunks
     extra = f'{{"temperature": {scenario.temperature:g}, "speculation": {speculation}}}'
     words = [
         str(Path(sys.executable).with_name("aiperf")), "profile",
@@ -75,10 +76,19 @@ def command(scenario: Scenario, cell: Cell, url: str, folder: Path) -> list[str]
     return words
 
 
-def run(words: Sequence[str], log: Path, timeout_s: float) -> list[Sample]:
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """AIPerf has ended by itself."""
+
+    samples: list[Sample]
+    failure: str | None
+    """What it said, if it calls itself failed: it does so, too, where no request was answered."""
+
+
+def run(words: Sequence[str], log: Path, timeout_s: float) -> Finished:
     """Run AIPerf to its end; what it prints goes to `log`. Ctrl-C ends it and comes through.
 
-    Raises: GeneratorError.
+    Raises: GeneratorError if it takes too long.
     """
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
     with log.open("wb") as output:
@@ -97,19 +107,32 @@ def run(words: Sequence[str], log: Path, timeout_s: float) -> list[Sample]:
             done.set()
             watcher.join()
             _end(process)
+    failure = None
     if code:
         tail = " ".join(log.read_text("utf-8", "replace").split())[-400:]
-        raise GeneratorError(f"AIPerf ended with {code}; see {log}: ... {tail}")
-    return samples
+        failure = f"AIPerf ended with {code}; see {log}: ... {tail}"
+    return Finished(samples, failure)
 
 
 def cpu_between(samples: Sequence[Sample], start_s: float, end_s: float) -> ClientCpu | None:
-    """The generator's use of processors between two times; None: too short to say."""
-    before = [s for s in samples if s.time_s <= start_s]
-    within = [s for s in samples if start_s < s.time_s <= end_s]
-    if not within or (not before and len(within) < 2):
+    """The generator's use of processors between two times, in its busiest two seconds, or in all of
+    them where there are fewer; None: too short to say.
+    """
+    last_before = [s for s in samples if s.time_s <= start_s][-1:]
+    within = last_before + [s for s in samples if start_s < s.time_s <= end_s]
+    uses = []
+    for i, first in enumerate(within):
+        later = [s for s in within[i + 1 :] if s.time_s - first.time_s >= _WINDOW_S]
+        if later:
+            uses.append(_use(first, later[0]))
+    if not uses and len(within) > 1:
+        uses.append(_use(within[0], within[-1]))
+    if not uses:
         return None
-    first, last = (before or within)[-1 if before else 0], within[-1]
+    return ClientCpu(cores=max(u.cores for u in uses), busiest=max(u.busiest for u in uses))
+
+
+def _use(first: Sample, last: Sample) -> ClientCpu:
     seconds = last.time_s - first.time_s
     used = [cpu - first.cpu_s.get(pid, 0.0) for pid, cpu in last.cpu_s.items()]
     return ClientCpu(cores=sum(used) / seconds, busiest=max(used, default=0.0) / seconds)

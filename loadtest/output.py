@@ -41,7 +41,7 @@ def markdown(report: Report, plots: dict[str, str]) -> str:
 
 def page(report: Report, folder: Path, plots: dict[str, str]) -> str:
     """The report as one HTML file that needs no other."""
-    status = "passed" if report.verdict.passed else "failed"
+    status = "passed" if report.verdict.passed and not report.ended_by else "failed"
     parts = [
         f"<h1>{escape(_title(report))}</h1>",
         f'<p class="{status}">{escape(_verdict(report))}</p>',
@@ -65,6 +65,8 @@ def _title(report: Report) -> str:
 def _verdict(report: Report) -> str:
     failed = [gate.name for gate in report.verdict.gates if gate.status == "failed"]
     says = "Red. Does not hold: " + "; ".join(failed) + "." if failed else "Green: no gate failed."
+    if report.ended_by:
+        return f"Ended by an error after {report.runs} runs: {report.ended_by} Until then: {says}"
     return says if report.complete else f"{says} Partial: {report.runs} runs."
 
 

@@ -91,7 +91,7 @@ def _speedup(report: Report, groups: list[Group]) -> Figure | None:
             capsize=4, label=name,
         )  # fmt: skip
         _load_axis(axes, report, levels)
-    axes.set(ylabel="tokens/s, speculation on / off", title="Speedup, 95 % intervals")
+    axes.set(ylabel="speculation on / off", title="Speedup, 95 % intervals")
     axes.legend(fontsize="small")
     return figure
 

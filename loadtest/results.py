@@ -34,6 +34,8 @@ class Speculation(_Value):
 class Request(_Value):
     """One request, as its client saw it. Latencies count from the intended start."""
 
+    key: str = ""
+    """The same for the requests of a pair of runs that are the same."""
     target: str
     category: str
     status: Status
@@ -50,6 +52,8 @@ class Request(_Value):
     """Gaps between chunks; one chunk may bring several tokens."""
     prompt_tokens: int = 0
     output_tokens: int = 0
+    text_digest: str | None = None
+    """Of the answer, whole."""
     speculation: Speculation | None = None
 
 
@@ -57,9 +61,9 @@ class ClientCpu(_Value):
     """What the load generator took while its requests ran."""
 
     cores: float
-    """All its processes, in cores."""
+    """All its processes, in cores, where they took most."""
     busiest: float
-    """The busiest one, of one core."""
+    """The busiest one, of one core, where it took most."""
 
 
 class CellResult(_Value):
@@ -110,6 +114,8 @@ class LevelResult(_Value):
     itl_s: Spread | None
     e2e_s: Spread | None
     output_tokens_per_s: Interval
+    mean_e2e_s: Interval | None
+    """Of the repeats that had an answer. None: none had."""
     requests_per_s: Interval
     goodput_per_s: Interval
     """Requests per second that kept the SLO."""
@@ -123,7 +129,9 @@ class LevelResult(_Value):
 
 
 class Speedup(_Value):
-    """Tokens per second with speculation over those without, by pairs of runs."""
+    """How much faster with speculation, by pairs of runs: of tokens per second in a closed loop of
+    one target; else, where arrivals or other targets set the rate, of end-to-end times.
+    """
 
     target: str
     traffic: Traffic
@@ -153,6 +161,9 @@ class Texts(_Value):
     dtype: str
     prompts: int
     differing: int
+    pairs_under_load: int = 0
+    """Requests of the runs that were answered in full both ways."""
+    differing_under_load: int = 0
 
 
 class Calibration(_Value):
@@ -187,10 +198,12 @@ class About(_Value):
 class Report(_Value):
     """report.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     about: About
     complete: bool
-    """False: interrupted, or out of time."""
+    """False: interrupted, out of time, or ended by an error."""
+    ended_by: str | None = None
+    """The error that ended it, if one did."""
     runs: str = Field(description="as 6 of 6")
     verdict: Verdict
     texts: tuple[Texts, ...]

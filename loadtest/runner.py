@@ -64,8 +64,8 @@ class LoadTest:
                     _save(self._run(client, cell), self.folder / cell.name / CELL)
         self.say("report", steps, steps)
 
-    def report(self) -> Report:
-        """The report of what the folder has."""
+    def report(self, ended_by: str | None = None) -> Report:
+        """The report of what the folder has; `ended_by`: the error that ended the test early."""
         cells = self.cells
         runs = [
             CellResult.model_validate_json(path.read_text("utf-8"))
@@ -74,19 +74,23 @@ class LoadTest:
         ]
         calibrated = self._read(CALIBRATION)
         calibration = Calibration.model_validate_json(calibrated) if calibrated else None
-        texts = tuple(_TEXTS.validate_json(self._read(TEXTS) or "[]"))
+        texts = tuple(
+            summary.with_pairs(text, runs)
+            for text in _TEXTS.validate_json(self._read(TEXTS) or "[]")
+        )
         # A null server is its own limit.
         limit = None if self.about.service_is_null else calibration
         levels = tuple(summary.levels(runs, self.scenario.slo))
         return Report(
             about=self.about,
             complete=len(runs) == len(cells) and calibration is not None,
+            ended_by=ended_by,
             runs=f"{len(runs)} of {len(cells)}",
-            verdict=judge(runs, levels, texts, limit, self.scenario.bounds),
+            verdict=judge(self.about.models, runs, levels, texts, limit, self.scenario.bounds),
             texts=texts,
             calibration=calibration,
             levels=levels,
-            speedups=tuple(summary.speedups(runs)),
+            speedups=tuple(summary.speedups(runs, self.scenario.is_open)),
             counters=summary.counters_by_arm(runs),
             replicas=_from_start([sample for run in runs for sample in run.replicas]),
         )
@@ -108,7 +112,8 @@ class LoadTest:
             run = self._generate(scenario, cell, url)
         seconds = summary.duration_s(run)
         ttft = summary.spread(r.ttft_s for r in run.requests)
-        assert ttft is not None, "the null server answers"
+        if ttft is None:
+            raise generator.GeneratorError(f"the null server got no request; see {self.folder}")
         return Calibration(
             level=level,
             requests_per_s=len(run.requests) / seconds,
@@ -126,11 +131,11 @@ class LoadTest:
         return _TEXTS.dump_json(texts, indent=1).decode()
 
     def _run(self, client: httpx.Client, cell: Cell) -> CellResult:
-        before = service.scrape(client)
+        before = service.counters(client)
         with service.Watch(client) as watch:
             run = self._generate(self.scenario, cell, self.about.url)
-        after = service.scrape(client)
-        grown = service.growth(before[0], after[0]) if before and after else None
+        after = None if before is None else service.counters(client)
+        grown = None if before is None or after is None else service.growth(before, after)
         return run.model_copy(update={"counters": grown, "replicas": tuple(watch.seen)})
 
     def _generate(self, scenario: Scenario, cell: Cell, url: str) -> CellResult:
@@ -141,17 +146,20 @@ class LoadTest:
         words = generator.command(scenario, cell, url, folder)
         key = ["--api-key", self.api_key] if self.api_key else []
         started = time.monotonic()
-        samples = generator.run([*words, *key], folder / "aiperf.log", _RUN_S)
-        done = read_requests(folder / "aiperf", requests)
-        if not done:
-            raise generator.GeneratorError(f"{folder}: AIPerf sent no request")
+        finished = generator.run([*words, *key], folder / "aiperf.log", _RUN_S)
+        try:
+            done = read_requests(folder / "aiperf", requests)
+        except generator.GeneratorError as error:
+            raise generator.GeneratorError(finished.failure or str(error)) from None
+        if not done or (finished.failure and any(r.status == "ok" for r in done)):
+            raise generator.GeneratorError(finished.failure or f"{folder}: no request was sent")
         first, last = min(r.start_s for r in done), max(r.end_s for r in done)
         return CellResult(
             cell=cell,
             command=shlex.join(words),
             asked_rate=workload.asked_rate(requests),
             requests=tuple(done),
-            client_cpu=generator.cpu_between(samples, first, last),
+            client_cpu=generator.cpu_between(finished.samples, first, last),
             wall_s=time.monotonic() - started,
         )
 

@@ -6,6 +6,7 @@ A load generator cannot compare texts between two settings, so those few request
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Event, Thread
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,8 @@ from loadtest.scenario import Scenario
 
 REPLICAS = "s2d:replicas"
 _POLL_S = 2.0
+_TRIES = 5
+"""For a page of metrics that is not there for a moment."""
 _ANSWER_S = 600.0
 
 
@@ -64,6 +67,16 @@ def chosen(cards: Sequence[Mapping[str, Any]], scenario: Scenario) -> list[str]:
     return list(scenario.targets)
 
 
+def identities(cards: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any, Any]]:
+    """What each target is made of: name, weights, draft; not what state it is in."""
+    found = []
+    for card in cards:
+        ours = card.get("s2d", {})
+        draft = {k: v for k, v in (ours.get("draft") or {}).items() if k != "replicas"}
+        found.append((str(card["id"]), ours.get("weights"), draft))
+    return sorted(found, key=lambda identity: identity[0])
+
+
 def dtype(card: Mapping[str, Any]) -> str:
     """The type of a target's weights; unknown where the service does not say."""
     return str(card.get("s2d", {}).get("weights", {}).get("dtype", "unknown"))
@@ -91,6 +104,18 @@ def scrape(client: httpx.Client) -> tuple[dict[str, float], dict[str, int]] | No
             elif sample.name == REPLICAS and labels.get("state") == "ready":
                 replicas[labels.get("model_name", "?")] = int(sample.value)
     return counters, replicas
+
+
+def counters(client: httpx.Client) -> dict[str, float] | None:
+    """The counters of GET /metrics, asked for again where it is busy; None: it has no such page."""
+    for _ in range(_TRIES):
+        if found := scrape(client):
+            return found[0]
+        with suppress(httpx.HTTPError):
+            if client.get("/metrics", timeout=5).status_code == httpx.codes.NOT_FOUND:
+                return None
+        time.sleep(_POLL_S)
+    return None
 
 
 def growth(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
@@ -124,10 +149,8 @@ class Watch:
 
     def _poll(self) -> None:
         while True:
-            found = scrape(self._client)
-            if found is None or not found[1]:
-                return
-            self.seen.append((time.time(), found[1]))
+            if found := scrape(self._client):
+                self.seen.append((time.time(), found[1]))
             if self._done.wait(_POLL_S):
                 return
 

@@ -10,36 +10,40 @@ from pathlib import Path
 import httpx
 
 from loadtest.processes import interrupted
-from loadtest.service import ServiceError
+from loadtest.service import ServiceError, connect
 
 _READY_S = 900.0
 _STOP_S = 90.0
 
 
 @contextmanager
-def started(command: str, url: str, log: Path) -> Iterator[None]:
+def started(command: str, url: str, log: Path, api_key: str | None = None) -> Iterator[None]:
     """Run the command while the context lasts, unless something answers at the URL already.
+
+    `api_key`: what the service wants, if it wants one.
 
     Raises: ServiceError if it ends, or is not ready in a quarter of an hour.
     """
-    if _answers(url, "/health"):
-        yield
-        return
+    with connect(url, api_key) as client:
+        if _answers(client, "/health"):
+            yield
+            return
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:  # a session of its own: Ctrl-C ends the load test first
         process = subprocess.Popen(
             shlex.split(command), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            _wait(process, url, log)
+            with connect(url, api_key) as client:
+                _wait(process, client, log)
             yield
         finally:
             _end(process)
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], client: httpx.Client, log: Path) -> None:
     ends_at_s = time.monotonic() + _READY_S
-    while not _answers(url, "/ready"):
+    while not _answers(client, "/ready"):
         if process.poll() is not None:
             raise ServiceError(f"the service ended with {process.returncode}; see {log}")
         if time.monotonic() > ends_at_s:
@@ -53,8 +57,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _answers(url: str, path: str) -> bool:
+def _answers(client: httpx.Client, path: str) -> bool:
     try:
-        return httpx.get(url + path, timeout=5).status_code == httpx.codes.OK
+        return client.get(path, timeout=5).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False

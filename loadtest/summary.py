@@ -6,7 +6,7 @@ from itertools import groupby
 from statistics import fmean
 
 from loadtest.intervals import of_mean, of_ratio, percentile
-from loadtest.plan import Arm
+from loadtest.plan import Arm, Cell
 from loadtest.results import (
     CellResult,
     Interval,
@@ -16,6 +16,7 @@ from loadtest.results import (
     Speedup,
     Spread,
     Status,
+    Texts,
 )
 from loadtest.scenario import Slo, Traffic
 
@@ -29,14 +30,13 @@ def levels(runs: Sequence[CellResult], slo: Slo) -> list[LevelResult]:
     return [_level(key, arm, runs, slo) for key, arm in found]
 
 
-def speedups(runs: Sequence[CellResult]) -> list[Speedup]:
+def speedups(runs: Sequence[CellResult], is_open: bool) -> list[Speedup]:
     """Of each target and level that has a pair of runs: the same repeat without and with."""
     found: list[Speedup] = []
     for key in sorted({key for run in runs for key in _keys(run)}):
+        pace = _tokens_per_s if paced_by_service(key[0], is_open) else _answers_per_s
         rates = {
-            (run.cell.arm, run.cell.repeat): _tokens_per_s(run, key[1])
-            for run in runs
-            if key in _keys(run)
+            (run.cell.arm, run.cell.repeat): pace(run, key[1]) for run in runs if key in _keys(run)
         }
         repeats = sorted({repeat for _, repeat in rates})
         pairs = [
@@ -49,6 +49,28 @@ def speedups(runs: Sequence[CellResult]) -> list[Speedup]:
             ratio = of_ratio(pairs)
             found.append(Speedup(target=target, traffic=traffic, level=level, ratio=ratio))
     return found
+
+
+def paced_by_service(traffic: Traffic, is_open: bool) -> bool:
+    """Whether a target's tokens per second say how fast it is: arrivals do not set them, nor do
+    other targets that the same clients ask.
+    """
+    return traffic == "separate" and not is_open
+
+
+def with_pairs(texts: Texts, runs: Sequence[CellResult]) -> Texts:
+    """The same, with the answers of a target's runs held against each other, pair by pair."""
+    answers: dict[Arm, dict[tuple[Traffic, float, int, str], str]] = {"off": {}, "on": {}}
+    for run in runs:
+        cell = run.cell
+        for r in run.requests:
+            if r.target == texts.target and r.text_digest is not None:
+                key = (cell.traffic, cell.level, cell.repeat, r.key)
+                answers[cell.arm][key] = r.text_digest
+    both = answers["off"].keys() & answers["on"].keys()
+    differing = sum(answers["off"][key] != answers["on"][key] for key in both)
+    update = {"pairs_under_load": len(both), "differing_under_load": differing}
+    return texts.model_copy(update=update)
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
@@ -84,15 +106,21 @@ def duration_s(run: CellResult) -> float:
 
 
 def counters_by_arm(runs: Sequence[CellResult]) -> dict[str, dict[str, float]]:
-    """What the service's own counters grew by, over all runs of an arm."""
+    """What the service's own counters grew by, over the pairs of runs of which both have them."""
     found: dict[str, dict[str, float]] = {}
-    by_arm = sorted((run for run in runs if run.counters is not None), key=lambda r: r.cell.arm)
+    seen = Counter(_pair(run) for run in runs if run.counters is not None)
+    whole = [run for run in runs if seen[_pair(run)] == 2]
+    by_arm = sorted(whole, key=lambda run: run.cell.arm)
     for arm, group in groupby(by_arm, key=lambda run: run.cell.arm):
         sums: Counter[str] = Counter()
         for run in group:
             sums.update(run.counters or {})
         found[arm] = dict(sorted(sums.items()))
     return found
+
+
+def _pair(run: CellResult) -> Cell:
+    return run.cell.model_copy(update={"arm": "off"})
 
 
 def _keys(run: CellResult) -> list[Key]:
@@ -106,6 +134,7 @@ def _level(key: Key, arm: Arm, runs: Sequence[CellResult], slo: Slo) -> LevelRes
     ok = [r for r in requests if r.status == "ok"]
     statuses: Counter[Status] = Counter(r.status for r in requests)
     counts = total(r.speculation for r in ok)
+    means = [fmean(times) for run in mine if (times := _e2e_s(run, target))]
     return LevelResult(
         target=target,
         traffic=traffic,
@@ -117,6 +146,7 @@ def _level(key: Key, arm: Arm, runs: Sequence[CellResult], slo: Slo) -> LevelRes
         itl_s=spread(gap for r in ok for gap in r.itl_s),
         e2e_s=spread(r.e2e_s for r in ok),
         output_tokens_per_s=of_mean([_tokens_per_s(run, target) for run in mine]),
+        mean_e2e_s=of_mean(means) if means else None,
         requests_per_s=_per_s(mine, target, None),
         goodput_per_s=_per_s(mine, target, slo),
         speculation=counts,
@@ -145,6 +175,16 @@ def _keeps(request: Request, slo: Slo | None) -> bool:
 
 def _tokens_per_s(run: CellResult, target: str) -> float:
     return sum(r.output_tokens for r in run.requests if r.target == target) / duration_s(run)
+
+
+def _answers_per_s(run: CellResult, target: str) -> float:
+    """One over the mean time of an answer, from the moment that it was to be asked for; 0: none."""
+    times = _e2e_s(run, target)
+    return 1 / fmean(times) if times else 0.0
+
+
+def _e2e_s(run: CellResult, target: str) -> list[float]:
+    return [r.e2e_s for r in run.requests if r.target == target and r.e2e_s is not None]
 
 
 def _sums(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

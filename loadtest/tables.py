@@ -68,8 +68,9 @@ def _speedups(report: Report) -> Table:
         for s in report.speedups
     )
     note = (
-        "Output tokens/s on over off: geometric mean of pairs of runs (off, on, same prompts), "
-        "95 % interval by Student's t over the pairs' logarithms."
+        "On over off: geometric mean of pairs of runs (off, on, same prompts), 95 % interval by "
+        "Student's t over the pairs' logarithms. Of output tokens/s; where arrivals or other "
+        "targets set those, of one over the mean end-to-end time."
     )
     return Table("Speedup", ("target", level_name(report), "on / off", "pairs"), rows, note)
 
@@ -159,7 +160,7 @@ def _counters(report: Report) -> Table:
     rows = tuple(
         (name, *(f"{report.counters[arm].get(name, 0):g}" for arm in arms)) for name in names
     )
-    note = "Growth of the counters at /metrics over all runs, warm-up included."
+    note = "Growth of the counters at /metrics over all pairs of runs, warm-up included."
     return Table("The service's own counters", ("counter", *arms), rows, note)
 
 

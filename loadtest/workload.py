@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from random import Random
 
@@ -32,11 +33,22 @@ def planned(scenario: Scenario, cell: Cell, prompts: list[Prompt]) -> list[Plann
     random = Random(seed)
     times = _schedule(scenario, cell.level, random)
     drawn = draw(prompts, len(times), seed)
-    chosen = random.choices(cell.targets, shares(cell), k=len(times))
+    num_warm_up = 0 if scenario.is_open else scenario.warmup_requests
+    chosen = [cell.targets[i % len(cell.targets)] for i in range(num_warm_up)]
+    chosen += _targets(cell, len(times) - num_warm_up, random)
     return [
         Planned(f"r{i}", chosen[i], drawn[i], random.randrange(2**31), times[i])
         for i in range(len(times))
     ]
+
+
+def _targets(cell: Cell, number: int, random: Random) -> list[str]:
+    """The targets of so many requests: each has its share to within one, in random order."""
+    ends = [round(number * end) for end in accumulate(shares(cell))]
+    counts = [end - start for start, end in pairwise([0, *ends])]
+    chosen = [name for name, n in zip(cell.targets, counts, strict=True) for _ in range(n)]
+    random.shuffle(chosen)
+    return chosen
 
 
 def _schedule(scenario: Scenario, level: float, random: Random) -> list[float | None]:

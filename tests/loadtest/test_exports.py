@@ -1,5 +1,6 @@
 """AIPerf's exports, as version 0.13 writes them."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def test_times_tokens_and_counts(tmp_path: Path, requests: list[Planned]) -> Non
     assert found.e2e_s == pytest.approx(0.6)
     assert found.itl_s == pytest.approx((0.1,) * 4)
     assert (found.prompt_tokens, found.output_tokens) == (3, 5)
+    assert (found.key, found.text_digest) == ("r0", hashlib.sha256(b"xxxxx").hexdigest()[:16])
     assert found.speculation is not None
     assert (found.speculation.rounds, found.speculation.committed) == (4, 8)
     assert (found.speculation.steps, found.speculation.drafted) == (3, 8)

@@ -1,30 +1,55 @@
 """Each gate: green, and red for the one thing it is there for."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from loadtest.gates import judge
-from loadtest.results import Calibration, CellResult, ClientCpu, Spread, Status, Texts, Verdict
+from loadtest.plan import Arm
+from loadtest.results import (
+    Calibration,
+    CellResult,
+    ClientCpu,
+    Speculation,
+    Spread,
+    Status,
+    Texts,
+    Verdict,
+)
 from loadtest.scenario import Bounds, Slo
 from loadtest.summary import levels
 from tests.loadtest.examples import run
 
 TEXTS = Texts(target="t", dtype="float32", prompts=4, differing=0)
+ARMS: tuple[Arm, ...] = ("off", "on")
 NINE: tuple[Status, ...] = ("ok",) * 9
+UNDER_LOAD = {"pairs_under_load": 9, "differing_under_load": 1}
 SPREAD = Spread(mean=0.01, p50=0.01, p90=0.01, p95=0.01, p99=0.01)
 CALIBRATION = Calibration(
     level=2, requests_per_s=100, output_tokens_per_s=100, ttft_s=SPREAD, client_cpu=None
 )
 
 
+def of_other(found: CellResult) -> CellResult:
+    """The same run, of another target, without a proposal."""
+    cell = found.cell.model_copy(update={"targets": ("other",)})
+    none = {"target": "other", "speculation": Speculation()}
+    requests = tuple(r.model_copy(update=none) for r in found.requests)
+    return found.model_copy(update={"cell": cell, "requests": requests})
+
+
+BY_OTHER = [of_other(run("off")), of_other(run("on"))]
+
+
 def verdict(
     runs: list[CellResult],
     texts: Texts | None = TEXTS,
     calibration: Calibration | None = CALIBRATION,
+    cards: Sequence[dict[str, Any]] = ({"id": "t"},),
 ) -> Verdict:
     found = levels(runs, Slo(ttft_s=1, tpot_s=1))
-    return judge(runs, found, (texts,) if texts else (), calibration, Bounds())
+    return judge(cards, runs, found, (texts,) if texts else (), calibration, Bounds())
 
 
 def statuses(found: Verdict) -> dict[str, str]:
@@ -77,6 +102,17 @@ def test_an_open_loop_on_schedule_is_green() -> None:
             [run("on")],
             {"texts": TEXTS.model_copy(update={"differing": 1})},
         ),
+        (
+            "the same text with and without speculation",
+            [run("on")],
+            {"texts": TEXTS.model_copy(update={"prompts": 0, **UNDER_LOAD})},
+        ),
+        (
+            "errors are few",  # in one level, and hidden by another where all are added up
+            [run("on", statuses=["5xx", "ok"]), run("on", level=4, statuses=["ok"] * 300)],
+            {},
+        ),
+        ("speculation was on and off", [run("on"), *BY_OTHER], {}),
         ("speculation was on and off", [run("on", statuses=["cancelled"])], {}),
         (
             "speculation was on and off",
@@ -104,6 +140,28 @@ def test_bfloat16_texts_are_counted_not_judged() -> None:
     gate = next(gate for gate in found.gates if "same text" in gate.name)
     assert gate.status == "not checked"
     assert "3 of 4 differ" in gate.says
+
+
+def test_without_a_draft_nothing_need_be_drafted() -> None:
+    found = verdict(BY_OTHER, cards=[{"id": "other", "s2d": {"draft": None}}])
+    assert found.passed
+    assert statuses(found)["speculation was on and off"] == "not checked"
+
+
+def test_texts_that_were_not_compared_are_not_the_same() -> None:
+    found = verdict([run("off"), run("on")], TEXTS.model_copy(update={"prompts": 0}))
+    assert statuses(found)["the same text with and without speculation"] == "not checked"
+
+
+def test_targets_of_a_mix_are_one_load() -> None:
+    runs = []
+    for arm in ARMS:
+        cell = run(arm).cell.model_copy(update={"traffic": "even", "targets": ("t", "other")})
+        both = (*run(arm, tokens=30).requests, *of_other(run(arm, tokens=30)).requests)
+        runs.append(run(arm, cell=cell, requests=both))
+    draftless = [{"id": "other", "s2d": {"draft": None}}]
+    assert not verdict(runs, cards=draftless).passed
+    assert statuses(verdict(runs, cards=draftless))["the generator is not the limit"] == "failed"
 
 
 def test_nothing_measured_is_red() -> None:

@@ -1,6 +1,7 @@
 """AIPerf's command, and how a generator is run, watched and ended: with a stand-in for it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def words(arm: Arm, folder: Path, **fields: object) -> str:
 def test_the_command_of_a_closed_loop(tmp_path: Path) -> None:
     (tmp_path / "cell").mkdir()
     off, on = words("off", tmp_path), words("on", tmp_path)
-    assert '"speculation": {"enabled": false}' in off
+    assert '"speculation": {"enabled": false, "detailed": true}' in off
     assert '"speculation": {"enabled": true, "detailed": true}' in on
     assert "--concurrency 2 --request-count 4" in on
     assert "--fixed-schedule" not in on
@@ -57,7 +58,7 @@ def test_its_processor_time_is_seen(tmp_path: Path) -> None:
             pass
     """
     start = time.time()
-    samples = run(program(busy), tmp_path / "log", 60)
+    samples = run(program(busy), tmp_path / "log", 60).samples
     used = cpu_between(samples, start, time.time())
     assert used is not None
     assert used.cores > 0.2
@@ -70,9 +71,17 @@ def test_processor_time_between_two_moments() -> None:
     assert cpu_between(samples, 0.1, 0.2) is None
 
 
+def test_processor_time_is_that_of_the_busiest_seconds() -> None:
+    used = [0.0, 0.0, 0.0, 0.9, 1.8, 1.8, 1.8]
+    samples = [Sample(float(i), {1: cpu_s}) for i, cpu_s in enumerate(used)]
+    assert cpu_between(samples, 0.0, 6.0) == ClientCpu(cores=0.9, busiest=0.9)
+
+
 def test_a_failure_says_the_end_of_what_was_printed(tmp_path: Path) -> None:
-    with pytest.raises(GeneratorError, match=r"ended with 3; see .*no such model"):
-        run(program("import sys; print('no such model'); sys.exit(3)"), tmp_path / "log", 60)
+    text = "import sys; print('no such model'); sys.exit(3)"
+    failure = run(program(text), tmp_path / "log", 60).failure
+    assert failure is not None
+    assert re.search(r"ended with 3; see .*no such model", failure)
 
 
 def test_one_that_takes_too_long_is_ended(tmp_path: Path) -> None:

@@ -28,11 +28,11 @@ def report(runs: list[CellResult]) -> Report:
         about=about,
         complete=True,
         runs="4 of 4",
-        verdict=judge(runs, found, texts, None, what.bounds),
+        verdict=judge(about.models, runs, found, texts, None, what.bounds),
         texts=texts,
         calibration=None,
         levels=found,
-        speedups=tuple(speedups(runs)),
+        speedups=tuple(speedups(runs, is_open=False)),
     )
 
 
@@ -93,7 +93,7 @@ def test_old_plots_do_not_stay(tmp_path: Path) -> None:
 
 
 def test_a_report_of_another_version_is_refused() -> None:
-    fields = report(RUNS).model_dump(mode="json") | {"schema_version": 2}
+    fields = report(RUNS).model_dump(mode="json") | {"schema_version": 1}
     with pytest.raises(ValueError, match="schema_version"):
         Report.model_validate(fields)
 
@@ -112,3 +112,20 @@ def test_compare_marks_what_is_more_than_noise() -> None:
     assert "1.000 (" in same
     assert ") *" not in same
     assert "in common" in compare(report(RUNS), report([]))
+
+
+def test_compare_says_what_is_not_the_same() -> None:
+    first, second = report(RUNS), report(RUNS)
+    assert "Not the same" not in compare(first, second)
+    for fields, says in (
+        ({"max_tokens": 99}, "Not the same in both: max_tokens (8; 99)."),
+        ({"load": {"kind": "burst", "levels": [2], "bursts": 1, "every_s": 1}}, "do not compare"),
+    ):
+        about = second.about.model_copy(update={"scenario": scenario(**fields)})
+        assert says in compare(first, second.model_copy(update={"about": about}))
+
+
+def test_a_test_that_an_error_ended_is_not_green() -> None:
+    fields = {"complete": False, "runs": "2 of 4", "ended_by": "AIPerf ended with 1."}
+    text = markdown(report(RUNS).model_copy(update=fields), {})
+    assert "Ended by an error after 2 of 4 runs: AIPerf ended with 1." in text

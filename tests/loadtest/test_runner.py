@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import cli, generator, output, service
-from loadtest.generator import Sample
+from loadtest import cli, generator, machine, output, service
+from loadtest.generator import Finished, GeneratorError
 from loadtest.nullserver import serving
 from loadtest.prompts import OWN, read_prompts
 from loadtest.results import About, Report
 from loadtest.runner import LoadTest
 from loadtest.workload import Planned
-from tests.loadtest.examples import counts, exported, scenario, write_exports
+from tests.loadtest.examples import counts, exported, failed, scenario, write_exports
+
+UNAVAILABLE = {"code": 503, "type": "Unavailable", "message": "loading"}
 
 
 class FakeAIPerf:
@@ -26,8 +28,9 @@ class FakeAIPerf:
         self.calls: list[str] = []
         self.interrupt_at = -1
         self.interrupt_with = signal.SIGINT
+        self.fails_at: tuple[int, ...] = ()
 
-    def run(self, words: Sequence[str], log: Path, timeout_s: float) -> list[Sample]:
+    def run(self, words: Sequence[str], log: Path, timeout_s: float) -> Finished:
         if len(self.calls) == self.interrupt_at:
             os.kill(os.getpid(), self.interrupt_with)
             time.sleep(5)  # the signal comes before
@@ -36,11 +39,12 @@ class FakeAIPerf:
         speculation = counts([3, 3], [2, 1]) if '"enabled": true' in self.calls[-1] else None
         prompt = read_prompts(OWN)[0]
         requests = [Planned(f"r{i}", "null", prompt, 0, None) for i in range(len(lines))]
-        write_exports(
-            log.parent / "aiperf",
-            [exported(r, 0.1 * i, speculation=speculation) for i, r in enumerate(requests)],
-        )
-        return []
+        sent = [exported(r, 0.1 * i, speculation=speculation) for i, r in enumerate(requests)]
+        fails = len(self.calls) - 1 in self.fails_at
+        if fails:
+            sent = [failed(pair, 503, UNAVAILABLE) for pair in sent]
+        write_exports(log.parent / "aiperf", sent)
+        return Finished([], "all requests failed" if fails else None)
 
 
 @pytest.fixture
@@ -104,6 +108,70 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path, aiperf: FakeAIPerf,
     assert len(aiperf.calls) == 5
     assert len(set(aiperf.calls)) == 5
     assert test.report().complete
+
+
+def test_runs_in_which_all_fails_are_kept_and_red(
+    tmp_path: Path, aiperf: FakeAIPerf, url: str
+) -> None:
+    aiperf.fails_at = (1, 3)
+    test = load_test(url, tmp_path)
+    test.measure()
+    report = test.report()
+    assert report.complete
+    assert not report.verdict.passed
+    assert report.levels[0].requests == {"5xx": 12}
+
+
+def test_aiperf_that_fails_in_another_way_ends_the_test(
+    tmp_path: Path, aiperf: FakeAIPerf, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.loadtest.test_runner.failed", lambda pair, *_: pair)
+    aiperf.fails_at = (2,)
+    with pytest.raises(GeneratorError, match="all requests failed"):
+        load_test(url, tmp_path).measure()
+
+
+def test_a_folder_is_begun_once(
+    tmp_path: Path, aiperf: FakeAIPerf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for code in (cli.GREEN, cli.USAGE):
+        with pytest.raises(SystemExit) as done:
+            cli.main(["smoke", "--null", "--repeats", "1", "--out", str(tmp_path)])
+        assert done.value.code == code
+    assert "has a load test" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "commit", "model", "says"),
+    [
+        ([], "abc", "null", None),
+        (["--repeats", "5"], "abc", "null", "without other options"),
+        (["sweep"], "abc", "null", "without other options"),
+        ([], "def", "null", "begun at commit abc"),
+        ([], "abc", "other", "serves other models"),
+    ],
+)
+def test_resume_goes_on_with_the_same_only(
+    tmp_path: Path,
+    aiperf: FakeAIPerf,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    commit: str,
+    model: str,
+    says: str | None,
+) -> None:
+    monkeypatch.setattr(machine, "commit", lambda: "abc")
+    with serving(("null",)) as begun, serving((model,)) as url:
+        aiperf.interrupt_at = 3
+        with pytest.raises(SystemExit):
+            cli.main(["smoke", "--url", begun, "--repeats", "2", "--out", str(tmp_path)])
+        aiperf.interrupt_at = -1
+        monkeypatch.setattr(machine, "commit", lambda: commit)
+        with pytest.raises(SystemExit) as done:
+            cli.main([*options, "--url", url, "--resume", str(tmp_path)])
+    assert done.value.code == (cli.USAGE if says else cli.GREEN)
+    assert (says or "green") in capsys.readouterr().out
 
 
 def test_no_run_is_started_when_the_time_is_up(

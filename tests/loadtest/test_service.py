@@ -1,6 +1,7 @@
 """What is read of a service's own pages."""
 
 import json
+import time
 from collections.abc import Callable
 
 import httpx
@@ -36,6 +37,16 @@ def test_counters_and_ready_replicas() -> None:
     assert found[1] == {"a": 2}
 
 
+def test_counters_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_POLL_S", 0.0)
+    busy = [httpx.Response(503)] * 4
+    answers = iter([*busy, httpx.Response(200, text=METRICS)])
+    assert service.counters(client(lambda _: next(answers)))
+    assert service.counters(client(lambda _: httpx.Response(503))) is None
+    once = iter([httpx.Response(404)] * 2)
+    assert service.counters(client(lambda _: next(once))) is None
+
+
 def test_growth_leaves_out_what_stood_still() -> None:
     assert service.growth({"a": 1, "b": 2}, {"a": 1, "b": 5, "c": 4}) == {"b": 3, "c": 4}
 
@@ -44,6 +55,27 @@ def test_replicas_are_watched() -> None:
     with service.Watch(client(lambda _: httpx.Response(200, text=METRICS))) as watch:
         pass
     assert [counts for _, counts in watch.seen] == [{"a": 2}]
+
+
+def test_a_page_that_is_busy_ends_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_POLL_S", 0.01)
+    busy = [httpx.Response(503)] * 3
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return busy.pop() if busy else httpx.Response(200, text=METRICS)
+
+    with service.Watch(client(answer)) as watch:
+        while not watch.seen:
+            time.sleep(0.01)
+
+
+def test_a_model_is_its_weights_and_not_its_state() -> None:
+    def card(digest: str, state: str) -> dict[str, object]:
+        draft = {"name": "d", "replicas": [state]}
+        return {"id": "a", "s2d": {"weights": {"sha256": digest}, "draft": draft, "state": state}}
+
+    assert service.identities([card("1", "ready")]) == service.identities([card("1", "loading")])
+    assert service.identities([card("1", "ready")]) != service.identities([card("2", "ready")])
 
 
 def test_texts_that_differ_are_counted() -> None:

@@ -2,8 +2,10 @@
 
 import pytest
 
-from loadtest.scenario import Slo
-from loadtest.summary import counters_by_arm, levels, speedups, spread
+from loadtest.plan import Arm
+from loadtest.results import CellResult, Texts
+from loadtest.scenario import Slo, Traffic
+from loadtest.summary import counters_by_arm, levels, speedups, spread, with_pairs
 from tests.loadtest.examples import run
 
 SLO = Slo(ttft_s=0.15, tpot_s=0.2)
@@ -46,12 +48,43 @@ def test_speedup_is_by_pairs_of_the_same_repeat() -> None:
         run("off", 1, tokens=20), run("on", 1, tokens=30),
         run("off", 2, tokens=99),
     ]  # fmt: skip
-    (speedup,) = speedups(runs)
+    (speedup,) = speedups(runs, is_open=False)
     assert speedup.ratio.repeats == pytest.approx((2.0, 1.5))
-    assert speedups([run("off")]) == []
+    assert speedups([run("off")], is_open=False) == []
+
+
+def slower(found: CellResult, traffic: Traffic, factor: float) -> CellResult:
+    requests = [r.model_copy(update={"e2e_s": factor * (r.e2e_s or 0.0)}) for r in found.requests]
+    cell = found.cell.model_copy(update={"traffic": traffic})
+    return found.model_copy(update={"cell": cell, "requests": tuple(requests)})
+
+
+@pytest.mark.parametrize(("traffic", "is_open"), [("separate", True), ("even", False)])
+def test_where_others_set_the_rate_speedup_is_of_answers_times(
+    traffic: Traffic, is_open: bool
+) -> None:
+    runs = [slower(run("off", i), traffic, 3) for i in range(2)]
+    runs += [slower(run("on", i), traffic, 2) for i in range(2)]
+    (speedup,) = speedups(runs, is_open)
+    assert speedup.ratio.repeats == pytest.approx((1.5, 1.5))
+
+
+def test_answers_of_a_pair_are_held_against_each_other() -> None:
+    def answered(arm: Arm, *digests: str | None) -> CellResult:
+        found = run(arm, statuses=["ok"] * len(digests))
+        requests = [
+            r.model_copy(update={"key": f"r{i}", "text_digest": digest})
+            for i, (r, digest) in enumerate(zip(found.requests, digests, strict=True))
+        ]
+        return found.model_copy(update={"requests": tuple(requests)})
+
+    texts = Texts(target="t", dtype="float32", prompts=0, differing=0)
+    found = with_pairs(texts, [answered("off", "a", "b", None), answered("on", "a", "c", "d")])
+    assert (found.pairs_under_load, found.differing_under_load) == (2, 1)
 
 
 def test_counters_of_an_arm_add_up() -> None:
-    runs = [run("on", i, counters={"a_total": 2.0}) for i in range(2)]
-    assert counters_by_arm([*runs, run("off", counters={})]) == {"off": {}, "on": {"a_total": 4.0}}
+    on = [run("on", i, counters={"a_total": 2.0}) for i in range(3)]
+    off = [run("off", i, counters={}) for i in range(2)]
+    assert counters_by_arm([*on, *off]) == {"off": {}, "on": {"a_total": 4.0}}
     assert counters_by_arm([run("on")]) == {}

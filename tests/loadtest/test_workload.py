@@ -34,6 +34,13 @@ def test_a_closed_loop_has_its_warm_up_in_front() -> None:
     assert asked_rate(requests) is None
 
 
+def test_a_mix_gives_each_target_its_share() -> None:
+    what = scenario(warmup_requests=1, load=scenario().load.model_copy(update={"min_requests": 10}))
+    for repeat in range(5):
+        requests = planned(what, cell(repeat=repeat), PROMPTS)[1:]
+        assert [sum(r.target == name for r in requests) for name in "ab"] == [8, 2]
+
+
 def test_poisson_arrivals_come_at_the_rate_that_is_asked_for() -> None:
     load = {"kind": "poisson", "levels": [5.0], "duration_s": 200}
     requests = planned(scenario(load=load), cell(level=5.0), PROMPTS)
@@ -42,7 +49,7 @@ def test_poisson_arrivals_come_at_the_rate_that_is_asked_for() -> None:
     assert fmean(gaps) == pytest.approx(0.2, rel=0.1)
     assert sum(gap > 0.2 for gap in gaps) / len(gaps) == pytest.approx(0.37, abs=0.05)  # 1/e
     assert asked_rate(requests) == pytest.approx(5.0, rel=0.1)
-    assert sum(r.target == "a" for r in requests) / len(requests) == pytest.approx(0.8, abs=0.05)
+    assert sum(r.target == "a" for r in requests) / len(requests) == pytest.approx(0.8, abs=0.005)
 
 
 def test_a_slow_rate_still_has_the_fewest_arrivals() -> None:

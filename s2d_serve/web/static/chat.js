@@ -69,6 +69,7 @@ export function startChat(app) {
       const written = await stream(answer, asked);
       turns = [...asked, { role: "assistant", content: written }];
     } catch (error) {
+      if (!box.isConnected) return; // another chat has begun
       if (error.name !== "AbortError") app.showError(error);
       if (!box.childElementCount) {
         box.remove();
