@@ -104,7 +104,8 @@ class Drafter:
     def learn(self, target: str, result: StepResult) -> tuple[str, ...]:
         """Take in what the target made of a round; the sequences that must be opened again."""
         pairing = self.pairings[target]
-        pairing.lengths.verify_s.record(result.num_tokens, result.seconds)
+        if result.num_tokens:
+            pairing.lengths.verify_s.record(result.num_tokens, result.seconds)
         unknown = []
         for sequence_id, outcome in result.outcomes.items():
             record = self._records.get(sequence_id)

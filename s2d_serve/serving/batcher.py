@@ -54,8 +54,11 @@ class Batcher(Generic[Turn, Reply]):
         return await future
 
     async def run(self, action: Callable[[], None]) -> None:
-        """Run something on the worker thread, between two passes."""
-        await asyncio.get_running_loop().run_in_executor(self._worker, action)
+        """Run something on the worker thread, between two passes; it is run even if the caller is
+        cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.run_in_executor(self._worker, action))
         self._wake.set()
 
     async def _run(self) -> None:
@@ -71,7 +74,9 @@ class Batcher(Generic[Turn, Reply]):
                     done = await loop.run_in_executor(self._worker, self._pass, turns)
                 except Exception as error:
                     for turn in turns:
-                        self._open.pop(id(turn))[1].set_exception(error)
+                        future = self._open.pop(id(turn))[1]
+                        if not future.done():
+                            future.set_exception(error)
                     continue
                 for turn, reply in done:
                     future = self._open.pop(id(turn))[1]

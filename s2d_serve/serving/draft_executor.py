@@ -1,6 +1,7 @@
 """The actor that holds the draft; like the one of a target, it imports torch when it loads."""
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ from s2d_serve.speculation.params import SamplingParams
 if TYPE_CHECKING:
     from s2d_serve.engine.drafter import Drafter
 
+log = logging.getLogger("s2d_serve")
+
 WARM_UP_TOKENS = 64
 """Read before the first sequence: what a library makes at its first use is no cost of drafting."""
 
@@ -51,7 +54,7 @@ class DraftExecutor:
         self._mailbox = Mailbox()
         self._last_decode = 0.0
         self._batcher: Batcher[DraftTurn, DraftReply] = Batcher(
-            self._run_pass, lambda: self._drafter.prefill(), core_turns(config)
+            self._run_pass, self._read_ahead, core_turns(config)
         )
 
     async def load(self) -> ModelInfo:
@@ -145,6 +148,14 @@ class DraftExecutor:
             (turn, DraftReply(draft, tuple(missing), seconds, started_s))
             for turn, draft, missing in zip(turns, drafts, unknown, strict=True)
         ]
+
+    def _read_ahead(self) -> bool:
+        """Read a chunk of a sequence that lags behind; a draft that cannot is replaced."""
+        try:
+            return self._drafter.prefill()
+        except Exception:
+            log.exception("the draft ends: it could not read a prompt")
+            os._exit(1)
 
     def _forget(self, sequence_id: str) -> None:
         self._left[sequence_id] = None

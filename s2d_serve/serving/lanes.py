@@ -29,6 +29,8 @@ log = logging.getLogger("s2d_serve")
 MAX_RETRY_S = 60.0
 NO_WORK_PAUSE_S = 0.02
 """After a round in which no sequence took part: they all wait for a slot."""
+IDLE_S = 60.0
+"""A lane without a sequence for so long ends: its executors may be gone."""
 MAX_REMEMBERED_COSTS = 16
 """Costs of target passes kept for a draft that rests."""
 
@@ -119,8 +121,8 @@ class Lane:
 
     def __init__(self, lane_id: str, ends: LaneEnds) -> None:
         self.lane_id = lane_id
-        self.is_broken = False
-        """An executor is dead: nothing new should be added."""
+        self.is_over = False
+        """An executor is dead, or nothing was to be done for long: nothing may be added."""
         self._ends = ends
         self._sequences: dict[str, LiveSequence] = {}
         self._draining: dict[str, asyncio.Future[None]] = {}
@@ -138,7 +140,7 @@ class Lane:
         if ends.is_apart and ends.draft is not None:
             ends.draft.meet.remote(lane_id, ends.target)
             ends.target.meet.remote(lane_id, ends.draft)
-        self._task = spawn(self._run())
+        spawn(self._run())
 
     def add(self, sequence: LiveSequence) -> None:
         """Serve this sequence from the next round on."""
@@ -179,17 +181,13 @@ class Lane:
     def _is_resting(self) -> bool:
         return self._rest_rounds > 0
 
-    def close(self) -> None:
-        """Stop running rounds."""
-        self._task.cancel()
-
     async def _run(self) -> None:
         while True:
             while self._served() and len(self._pending) < (2 if self.is_drafting else 1):
                 self._pending.append(self._submit(self._served()))
             if not self._pending:
-                self._changed.clear()
-                await self._changed.wait()
+                if self.is_over or not await self._has_work():
+                    return
                 continue
             pending = self._pending[0]
             try:
@@ -207,6 +205,16 @@ class Lane:
             self._finish_draining()
             if not any(result.outcomes for result in reply.results):
                 await asyncio.sleep(NO_WORK_PAUSE_S)
+
+    async def _has_work(self) -> bool:
+        """Wait until there may be a round to run; False: there was none for too long."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(IDLE_S):
+                await self._changed.wait()
+        except TimeoutError:
+            self.is_over = not self._sequences
+        return not self.is_over or bool(self._sequences)
 
     def _served(self) -> list[LiveSequence]:
         return [s for i, s in self._sequences.items() if i not in self._draining]
@@ -297,7 +305,8 @@ class Lane:
             self._lose_draft(is_dead=reply.draft_state == "dead")
         elif reply.draft_state == "none":
             self._rest_rounds -= len(reply.results)
-            self._verify_costs.extend((r.num_tokens, r.seconds) for r in reply.results)
+            passes = [(r.num_tokens, r.seconds) for r in reply.results if r.num_tokens]
+            self._verify_costs.extend(passes)
             self._is_probe = True
         elif reply.rest_rounds:
             self._rest_rounds = self._rest_rounds if self._is_resting else reply.rest_rounds
@@ -331,7 +340,7 @@ class Lane:
         extra = {"target": self._ends.target_name, "reason": reason}
         log.warning("the draft is %s: the target goes on alone", reason, extra=extra)
         if is_dead:
-            self.is_broken = True
+            self.is_over = True
         else:
             spawn(self._await_draft())
 
@@ -348,13 +357,14 @@ class Lane:
                 self._draft_attempt += 1
                 return
             if done:
-                self.is_broken = True
+                self.is_over = True
+                self._changed.set()
                 return
             pause_s = min(2 * pause_s, MAX_RETRY_S)
 
     def _fail(self, error: Exception) -> None:
         """The target is lost: its sequences look for another one."""
-        self.is_broken = True
+        self.is_over = True
         for sequence in self._sequences.values():
             lost = ReplicaLostError("round_failed", f"a round failed: {error}")
             sequence.outcomes.put_nowait(lost)

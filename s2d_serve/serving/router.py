@@ -41,6 +41,10 @@ DRAFT_WAIT_S = 0.25
 """A new sequence waits so long for a draft, if there was one lately; then it starts alone."""
 
 
+class _UnfitError(UnavailableError):
+    """A replica of another version of the deployment cannot hold the sequence; others may."""
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One sequence to generate: what the client wants, in tokens."""
@@ -71,7 +75,7 @@ class Lanes:
         """The lane over these two executors."""
         draft_id = None if draft is None else draft.executor._actor_id.hex()
         key = (target.executor._actor_id.hex(), draft_id)
-        self._drop_broken()
+        self._lanes = {k: lane for k, lane in self._lanes.items() if not lane.is_over}
         if key not in self._lanes:
             name = target.info.name
             leases = [target] if draft is None else [target, draft]
@@ -86,12 +90,6 @@ class Lanes:
             )
             self._lanes[key] = Lane(f"{self._router_id}-{uuid.uuid4().hex[:8]}", ends)
         return self._lanes[key]
-
-    def _drop_broken(self) -> None:
-        for key, lane in list(self._lanes.items()):
-            if lane.is_broken and lane.is_empty:
-                lane.close()
-                del self._lanes[key]
 
 
 class Router:
@@ -148,6 +146,11 @@ class Router:
                         yield outcome
                         if outcome.finish_reason is not None:
                             return
+            except (OverloadedError, _UnfitError) as error:
+                may_wait = is_recovery or isinstance(error, _UnfitError)
+                if not may_wait or time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(REOPEN_PAUSE_S)
             except ReplicaLostError as lost:
                 self._meter.of(generation.target).migrations[lost.reason].inc()
                 extra = {"target": generation.target, "reason": lost.reason}
@@ -190,15 +193,16 @@ class Router:
             sequence.params = replace(generation.params, stop_token_ids=tuple(sorted(ends)))
         place = Place(sequence, target, self._lanes)
         keeper: asyncio.Task[None] | None = None
-        if sequence.max_draft_tokens:
-            found = asyncio.Event()
-            keeper = asyncio.create_task(self._keep_draft(place, found))
-            if self._draft_was_there:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(found.wait(), DRAFT_WAIT_S)
-            self._draft_was_there = found.is_set()
-        place.settle()
         try:
+            if sequence.max_draft_tokens:
+                found = asyncio.Event()
+                keeper = asyncio.create_task(self._keep_draft(place, found))
+                if self._draft_was_there:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(DRAFT_WAIT_S):
+                            await found.wait()
+                self._draft_was_there = found.is_set()
+            place.settle()
             yield
         finally:
             if keeper is not None:
@@ -239,6 +243,11 @@ class Router:
             with meter.waiting.track_inprogress():
                 await self._wait_for_place(waiting, target, deadline)
             lease = _granted(waiting, target)
+            if sequence.num_prompt_tokens + sequence.max_tokens > lease.info.max_context:
+                raise _UnfitError(
+                    f"target {target!r} is being changed, and this replica's max_context is still "
+                    f"{lease.info.max_context}; try again in a few seconds"
+                )
             watch = asyncio.ensure_future(_report_loss(stream, sequence))
             try:
                 with meter.running.track_inprogress():
@@ -294,9 +303,8 @@ class Router:
 
     async def _next(self, sequence: LiveSequence, deadline: float) -> Outcome:
         try:
-            outcome = await asyncio.wait_for(
-                sequence.outcomes.get(), max(deadline - time.monotonic(), 0)
-            )
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+                outcome = await sequence.outcomes.get()
         except TimeoutError:
             raise DeadlineError("the target gave no token in time; try later") from None
         if isinstance(outcome, Exception):
@@ -324,11 +332,10 @@ class Place:
         self._draft = draft
         if self._lane is None:
             return
-        lane = self._lanes.between(self._target, draft)
-        if lane is not self._lane:
+        if self._lanes.between(self._target, draft) is not self._lane:
             await self._lane.drain(self.sequence)
-            self._lane = lane
-            lane.add(self.sequence)
+            self._lane = self._lanes.between(self._target, draft)
+            self._lane.add(self.sequence)
 
     def leave(self) -> None:
         """Take no part in rounds any more."""

@@ -4,13 +4,14 @@ Plain classes; serving/app.py makes deployments of them.
 """
 
 import asyncio
+import contextvars
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util import get_current_placement_group, get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -48,6 +49,8 @@ def _is_alive(actor_name: str) -> bool:
         ray.get_actor(actor_name, SERVE_NAMESPACE)
     except ValueError:
         return False
+    except RayError:  # the cluster does not answer
+        return True
     return True
 
 
@@ -117,8 +120,8 @@ class ModelServer:
         try:
             yield Lease(self._replica, self._node_id, self._executor, self._info)
             await self._end_of(router)
-        finally:
-            self._executor.leave.remote(sequence_id)
+        finally:  # of no task: Ray cancels what a cancelled one has started
+            contextvars.Context().run(self._executor.leave.remote, sequence_id)
 
     async def _end_of(self, router: str) -> None:
         """Wait until a router is dead; one watch for all its leases."""

@@ -260,8 +260,8 @@ class TargetExecutor:
             if is_stale or start.sequence_id in self._left:
                 del self._waiting[start.sequence_id]
             elif held is not None or self._model.num_free_slots > 0:
-                self._model.open(start)
                 del self._waiting[start.sequence_id]
+                self._model.open(start)
         for turn in turns:
             if not turn.is_joined:
                 turn.is_joined = True

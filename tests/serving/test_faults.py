@@ -6,12 +6,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.serving.conftest import Deploy, await_ready, executor_pids
+from tests.serving.conftest import Deploy, await_nothing_held, await_ready, executor_pids
 from tests.serving.scraped import scrape, total
 
 pytestmark = pytest.mark.ray
@@ -135,3 +136,22 @@ def test_a_client_that_hangs_up_frees_its_place(url: str) -> None:
     answer = httpx.post(f"{url}/v1/completions", json=ASK | {"max_tokens": 5}, timeout=60)
     assert answer.status_code == 200
     assert time.monotonic() - started < SLACK_S
+
+
+def test_clients_that_hang_up_leave_nothing_behind(
+    url: str, undisturbed: tuple[str, float]
+) -> None:
+    """Neither at targets nor at the draft, while others go on."""
+    await_ready(url)
+
+    def hang_up(number: int) -> None:
+        body = ASK | {"seed": number, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+            for seen, _ in enumerate(answer.iter_lines()):
+                if seen > number % 20:
+                    return
+
+    with ThreadPoolExecutor(6) as clients:
+        list(clients.map(hang_up, range(60)))
+    assert disturbed(url, lambda: None)[0] == undisturbed[0]
+    await_nothing_held(3, timeout_s=10)

@@ -101,7 +101,6 @@ async def through_lane(
             outcomes.append(outcome)
             if outcome.finish_reason is not None:
                 break
-    lane.close()
     texts = {
         sequence.sequence_id.removeprefix(f"{tag}-"): sequence.token_ids[
             sequence.num_prompt_tokens :
@@ -236,7 +235,6 @@ async def test_a_rest_does_not_hold_for_a_sequence_that_the_draft_has_not_weighe
             outcome = await asyncio.wait_for(sequence.outcomes.get(), 30)
             assert isinstance(outcome, Outcome)
             finish_reason = outcome.finish_reason
-    lane.close()
     asked = await sleeper.seen.remote()
     ray.kill(sleeper)
     assert not any(is_probe for _, is_probe in asked)

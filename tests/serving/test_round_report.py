@@ -64,7 +64,6 @@ async def rounds(
     lane.add(sequence)
     for _ in states:
         await asyncio.wait_for(sequence.outcomes.get(), 5)
-    lane.close()
     return meter.samples()
 
 
