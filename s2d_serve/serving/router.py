@@ -225,7 +225,7 @@ class Router:
                 self._draft_was_there = False
                 await place.move(None)
             finally:
-                stream.cancel()
+                _cancel(stream)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 60.0)
 
@@ -256,7 +256,7 @@ class Router:
                 watch.cancel()
         finally:
             waiting.cancel()
-            stream.cancel()
+            _cancel(stream)
 
     async def _wait_for_place(
         self, waiting: "asyncio.Future[Lease]", target: str, deadline: float
@@ -298,7 +298,7 @@ class Router:
         except (TimeoutError, RayError, RayServeException, StopAsyncIteration):
             log.warning("target %s did not wake", target)
         finally:
-            stream.cancel()
+            _cancel(stream)
             del self._waking[target]
 
     async def _next(self, sequence: LiveSequence, deadline: float) -> Outcome:
@@ -341,6 +341,12 @@ class Place:
         """Take no part in rounds any more."""
         if self._lane is not None:
             self._lane.remove(self.sequence)
+
+
+def _cancel(stream: Any) -> None:
+    """End a lease, or the wait for one; what had ended it already is raised by Ray once more."""
+    with contextlib.suppress(RayError, RayServeException):
+        stream.cancel()
 
 
 async def _report_loss(stream: Any, sequence: LiveSequence) -> None:
