@@ -79,7 +79,7 @@ def num_running(deployment: str) -> int:
 
 @pytest.mark.ray
 def test_overrides_and_several_replicas(base_url: str, tiny_args: dict[str, Any]) -> None:
-    """Two routers, two replicas of a target: one text, whoever serves it."""
+    """Two routers, two replicas of a target: one text, whoever serves it; a full queue refuses."""
     app = {
         "name": APP,
         "route_prefix": "/",
@@ -88,6 +88,7 @@ def test_overrides_and_several_replicas(base_url: str, tiny_args: dict[str, Any]
         "deployments": [
             {"name": "router", "num_replicas": 2},
             {"name": "tiny", "num_replicas": 2, "max_ongoing_requests": 3},
+            {"name": "tiny-int8", "max_ongoing_requests": 1, "max_queued_requests": 1},
         ],
     }
     client = _get_global_client()
@@ -101,13 +102,21 @@ def test_overrides_and_several_replicas(base_url: str, tiny_args: dict[str, Any]
     await_ready(base_url)
     body = {"model": "tiny", "prompt": "the", "max_tokens": 60, "temperature": 0.9, "seed": 1}
 
-    async def ask(number: int) -> list[str]:
+    async def ask(number: int, **fields: Any) -> list[httpx.Response]:
         async with httpx.AsyncClient(timeout=60) as http:
-            answers = await asyncio.gather(
-                *(http.post(f"{base_url}/v1/completions", json=body) for _ in range(number))
+            return await asyncio.gather(
+                *(
+                    http.post(f"{base_url}/v1/completions", json=body | fields)
+                    for _ in range(number)
+                )
             )
-        return [answer.json()["choices"][0]["text"] for answer in answers]
 
-    texts = asyncio.run(ask(12))
+    texts = [answer.json()["choices"][0]["text"] for answer in asyncio.run(ask(12))]
     assert len(set(texts)) == 1
     assert len(texts[0]) > 20
+    answers = asyncio.run(ask(10, model="tiny-int8", ignore_eos=True))
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert 0 < len(refused) < len(answers)
+    for answer in refused:
+        assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+        assert answer.json()["error"]["code"] == "overloaded"
