@@ -158,17 +158,21 @@ def switch(names: Sequence[str]) -> None:
     selector = selectors.DefaultSelector()
     for index, port in enumerate(ports):
         selector.register(port, selectors.EVENT_READ, index)
-    selector.register(sys.stdin, selectors.EVENT_READ, None)
+    selector.register(sys.stdin.fileno(), selectors.EVENT_READ, None)
+    lines = b""
+    """Of settings: what was read and is not whole yet."""
     while True:
         wait_s = max(due[0][0] - time.monotonic(), 0) if due else None
         for key, _ in selector.select(wait_s):
             if key.data is None:
-                line = sys.stdin.readline()
-                if not line:
+                read = os.read(key.fd, 1 << 16)
+                if not read:
                     return
-                settings = json.loads(line)
-                pair = frozenset(settings.pop("ports"))
-                links[pair] = Link(**settings)
+                *whole, lines = (lines + read).split(b"\n")
+                for line in whole:
+                    settings = json.loads(line)
+                    pair = frozenset(settings.pop("ports"))
+                    links[pair] = Link(**settings)
                 continue
             frame = os.read(ports[key.data], MTU + 64)
             port_of[frame[6:12]] = key.data

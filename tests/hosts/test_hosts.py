@@ -13,8 +13,10 @@ pytestmark = [pytest.mark.hosts, pytest.mark.timeout(600)]
 
 DELAYS_S = (0.02, 0.06)
 DRAIN_S = 120
-MAX_DELAYS = 2.7
-"""Two, and what the start of the sequence costs."""
+MIN_DELAYS, MAX_DELAYS = 1.7, 2.7
+"""Two, and what the start of the sequence costs; fewer would mean that the delays were none."""
+MIN_ROUNDS = 50
+NUM_TRIES = 3
 PROMPTS = ["the thing", "stop the string, ", "é " * 40, "in the thing " * 30]
 
 
@@ -40,11 +42,11 @@ LONG = {"prompt": "the thing in the string", "max_tokens": 300, "ignore_eos": Tr
 
 
 def timed(hosts: Hosts, model: str, **body: Any) -> tuple[str, float, int]:
-    """A completion: text, seconds, rounds."""
+    """A completion: text, seconds, rounds with a proposal."""
     started = time.monotonic()
     completion = hosts.ask(model, **(LONG | body))
     counts = completion["metrics"]["speculative_decoding"]
-    return text_of(completion), time.monotonic() - started, counts["num_rounds"]
+    return text_of(completion), time.monotonic() - started, counts["num_spec_steps"]
 
 
 def test_a_round_costs_two_one_way_delays(hosts: Hosts) -> None:
@@ -52,19 +54,23 @@ def test_a_round_costs_two_one_way_delays(hosts: Hosts) -> None:
 
     Measured between two delays, so that the work of a round falls out.
     """
-    expected, _, _ = timed(hosts, "tiny")
+    expected, _, num_rounds = timed(hosts, "tiny")
+    assert num_rounds > MIN_ROUNDS
     seconds = {}
     for delay_s in DELAYS_S:
         hosts.network.set_links(Link(delay_s=delay_s))
         try:
-            text, seconds[delay_s], num_rounds = min(timed(hosts, "tiny") for _ in range(2))
+            runs = [timed(hosts, "tiny") for _ in range(NUM_TRIES)]
         finally:
             hosts.network.set_links(Link())
-        assert text == expected
+        assert {text for text, _, _ in runs} == {expected}
+        drafted = [seconds for _, seconds, n in runs if n == num_rounds]
+        assert drafted, f"{runs}: the draft was late in each"
+        seconds[delay_s] = min(drafted)
     short_s, long_s = DELAYS_S
     num_delays = (seconds[long_s] - seconds[short_s]) / num_rounds / (long_s - short_s)
     print(f"{num_delays:.2f} one-way delays per round, {num_rounds} rounds, {seconds} s")
-    assert num_delays < MAX_DELAYS
+    assert MIN_DELAYS < num_delays < MAX_DELAYS
 
 
 def test_lost_frames_change_nothing(hosts: Hosts) -> None:
