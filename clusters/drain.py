@@ -1,25 +1,26 @@
-"""Drains the Ray node that it runs on, then waits until Ray has ended it: Serve starts the node's
-replicas elsewhere first, and those here finish what they have. For a node that is to go.
+"""Drains the Ray node that it runs on and waits until no actor is left on it: Serve starts the
+node's replicas elsewhere first, and those here finish what they have. For a node that is to go.
 
 python clusters/drain.py [DEADLINE_S]
 """
 
-import contextlib
 import logging
-import socket
 import sys
 import time
 from typing import Any
 
+import psutil
 import ray
 from ray.scripts.scripts import drain_node
 
 DEADLINE_S = 600
-"""What still runs here then is ended; requests may take as long (`limits.total_s`)."""
+"""Requests may take as long (`limits.total_s`)."""
+NO_ACTORS = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""What Ray's own processes are called that every node has."""
 
 
 def main(deadline_s: int) -> None:
-    """Drain this node, and return when its raylet is gone or the deadline over."""
+    """Drain this node, and return when it is empty or the deadline over."""
     ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
     context = ray.get_runtime_context()
     node_id, gcs = context.get_node_id(), context.gcs_address
@@ -37,11 +38,23 @@ def main(deadline_s: int) -> None:
         standalone_mode=False,
     )
     deadline = time.monotonic() + deadline_s
-    raylet = node["NodeManagerAddress"], node["NodeManagerPort"]
-    with contextlib.suppress(OSError):
-        while time.monotonic() < deadline:
-            socket.create_connection(raylet, timeout=10).close()
-            time.sleep(1)
+    while time.monotonic() < deadline and actors_of(node["RayletSocketName"]):
+        time.sleep(1)
+
+
+def actors_of(raylet_socket: str) -> list[str]:
+    """Names of the processes of a raylet on this machine that are actors."""
+    titles = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        try:
+            command = process.info["cmdline"] or []
+            if process.info["name"] == "raylet" and any(raylet_socket in word for word in command):
+                titles += [" ".join(child.cmdline()) for child in process.children(recursive=True)]
+        except psutil.Error:
+            continue
+    return [
+        title for title in titles if title.startswith("ray::") and not title.startswith(NO_ACTORS)
+    ]
 
 
 if __name__ == "__main__":

@@ -56,9 +56,9 @@ class Hosts:
         self.nodes.pop(host).wait(20)
 
     def drain(self, host: str, deadline_s: int) -> None:
-        """End a node as a cluster does that lets it finish; returns when it is gone."""
+        """End a node as a cluster does that lets it finish."""
         self._run_on(host, [sys.executable, "clusters/drain.py", str(deadline_s)])
-        self.nodes.pop(host).wait(20)
+        self.kill(host)
 
     def place_of(self, process: str) -> set[str]:
         """Hosts on which a process of this name runs, such as `ray::TargetExecutor`."""
