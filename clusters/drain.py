@@ -22,15 +22,18 @@ NO_ACTORS = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 def main(deadline_s: int) -> None:
     """Drain this node, and return when it is empty or the deadline over."""
     ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
-    context = ray.get_runtime_context()
-    node_id, gcs = context.get_node_id(), context.gcs_address
+    gcs = ray.get_runtime_context().gcs_address
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's
-    (node,) = (node for node in nodes if node["NodeID"] == node_id)
     ray.shutdown()
+    own = {address.address for found in psutil.net_if_addrs().values() for address in found}
+    here = [node for node in nodes if node["Alive"] and node["NodeManagerAddress"] in own]
+    if len(here) != 1:
+        sys.exit(f"this machine has {len(here)} Ray nodes, not one: use `ray drain-node`")
+    (node,) = here
     drain_node.main(
         [
             f"--address={gcs}",
-            f"--node-id={node_id}",
+            f"--node-id={node['NodeID']}",
             "--reason=DRAIN_NODE_REASON_PREEMPTION",
             "--reason-message=the node is to go",
             f"--deadline-remaining-seconds={deadline_s}",
