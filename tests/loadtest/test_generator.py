@@ -33,7 +33,7 @@ def test_the_command_of_a_closed_loop(tmp_path: Path) -> None:
     off, on = words("off", tmp_path), words("on", tmp_path)
     assert '"speculation": {"enabled": false, "detailed": true}' in off
     assert '"speculation": {"enabled": true, "detailed": true}' in on
-    assert "--concurrency 2 --request-count 4" in on
+    assert "--concurrency 2 --request-count 4 --request-rate 250 --arrival-pattern constant" in on
     assert "--fixed-schedule" not in on
     assert "--random-seed 1" in on
     assert "cancellation" not in on
@@ -72,9 +72,9 @@ def test_processor_time_between_two_moments() -> None:
 
 
 def test_processor_time_is_that_of_the_busiest_seconds() -> None:
-    used = [0.0, 0.0, 0.0, 0.9, 1.8, 1.8, 1.8]
-    samples = [Sample(float(i), {1: cpu_s}) for i, cpu_s in enumerate(used)]
-    assert cpu_between(samples, 0.0, 6.0) == ClientCpu(cores=0.9, busiest=0.9)
+    used = [0.0, 0.0, 0.0, 4.5, 9.0, 9.0, 9.0]
+    samples = [Sample(5.0 * i, {1: cpu_s}) for i, cpu_s in enumerate(used)]
+    assert cpu_between(samples, 0.0, 30.0) == ClientCpu(cores=0.9, busiest=0.9)
 
 
 def test_a_failure_says_the_end_of_what_was_printed(tmp_path: Path) -> None:
