@@ -10,6 +10,7 @@ from loadtest.results import Calibration, CellResult, Gate, LevelResult, Status,
 from loadtest.scenario import Bounds
 
 _ERRORS: tuple[Status, ...] = ("429", "5xx", "failed")
+RESTS = "s2d:draft_fallback_total"
 EXACT = "float32"
 """Weights of this type give the same text to the last token; others may tip a near-tie."""
 
@@ -30,7 +31,7 @@ def judge(
         _headroom(levels, calibration, bounds),
         _errors(levels, bounds),
         _texts(texts),
-        _drafted(levels, {card["id"] for card in cards if not _has_draft(card)}),
+        _drafted(levels, runs, {card["id"] for card in cards if not _has_draft(card)}),
     )
     return Verdict(passed=all(gate.status != "failed" for gate in gates), gates=gates)
 
@@ -122,7 +123,9 @@ def _texts(texts: Sequence[Texts]) -> Gate:
     return _gate(name, is_good, "; ".join(parts) or "no prompts compared")
 
 
-def _drafted(levels: Sequence[LevelResult], undrafted: Collection[str]) -> Gate:
+def _drafted(
+    levels: Sequence[LevelResult], runs: Sequence[CellResult], undrafted: Collection[str]
+) -> Gate:
     name = "speculation was on and off"
     drafted: dict[str, Counter[str]] = {}
     for level in levels:
@@ -134,7 +137,24 @@ def _drafted(levels: Sequence[LevelResult], undrafted: Collection[str]) -> Gate:
         return _gate(name, None, "the service has no draft")
     parts = [f"{who}: {n['on']} tokens when on, {n['off']} when off" for who, n in drafted.items()]
     is_good = all(n["on"] > 0 and n["off"] == 0 for n in drafted.values())
+    rests = _rests(runs)
+    if not all(n["on"] for n in drafted.values()) and rests:
+        parts.append(
+            f"in {rests:g} rounds the draft rested, as the target is faster alone"
+            " (`s2d doctor` names the usual cause)"
+        )
     return _gate(name, is_good, "drafted, " + "; ".join(parts))
+
+
+def _rests(runs: Sequence[CellResult]) -> float:
+    """Rounds that the service itself chose to run without its draft, speculation on."""
+    return sum(
+        grown
+        for run in runs
+        if run.cell.arm == "on"
+        for name, grown in (run.counters or {}).items()
+        if name.startswith(RESTS) and "reason=rest" in name
+    )
 
 
 def _has_draft(card: Mapping[str, Any]) -> bool:

@@ -136,7 +136,6 @@ class Lane:
         self._verify_costs: deque[tuple[int, float]] = deque(maxlen=MAX_REMEMBERED_COSTS)
         self._draft_is_lost = False
         self._draft_attempt = 0
-        self._delivered_at = 0.0
         if ends.is_apart and ends.draft is not None:
             ends.draft.meet.remote(lane_id, ends.target)
             ends.target.meet.remote(lane_id, ends.draft)

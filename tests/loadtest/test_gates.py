@@ -142,6 +142,18 @@ def test_bfloat16_texts_are_counted_not_judged() -> None:
     assert "3 of 4 differ" in gate.says
 
 
+def test_a_draft_that_rested_is_told_from_one_that_was_not_there() -> None:
+    counters = {
+        "s2d:draft_fallback_total{model_name=other,reason=rest}": 7.0,
+        "s2d:draft_fallback_total{model_name=other,reason=late}": 2.0,
+    }
+    off, on = BY_OTHER
+    found = verdict([off, on.model_copy(update={"counters": counters})])
+    gate = next(gate for gate in found.gates if gate.name == "speculation was on and off")
+    assert gate.status == "failed"
+    assert "in 7 rounds the draft rested" in gate.says
+
+
 def test_without_a_draft_nothing_need_be_drafted() -> None:
     found = verdict(BY_OTHER, cards=[{"id": "other", "s2d": {"draft": None}}])
     assert found.passed
