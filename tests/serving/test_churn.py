@@ -23,7 +23,7 @@ from tests.serving.conftest import (
 )
 from tests.serving.test_fault_table import SERVE_REPLICA
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(1200)]
 
 TARGETS = ("tiny", "tiny-int8")
 NUM_STREAMS = {"tiny": 200, "smollm2": 16}
@@ -83,6 +83,14 @@ def body_of(number: int) -> dict[str, Any]:
         "seed": number % 7,
         "ignore_eos": True,
     }
+
+
+async def text_alone(http: httpx.AsyncClient, url: str, body: dict[str, Any]) -> str:
+    """What the target says without a draft."""
+    undrafted = body | {"speculation": {"enabled": False}}
+    answer = await http.post(f"{url}/v1/completions", json=undrafted)
+    text: str = answer.json()["choices"][0]["text"]
+    return text
 
 
 async def client(
@@ -150,14 +158,9 @@ async def test_streams_survive_the_deaths_of_replicas(url: str, num_streams: int
     async with httpx.AsyncClient(
         timeout=300, limits=httpx.Limits(max_connections=num_streams)
     ) as http:
-        expected = {}
-        for number in range(70):  # all that differ
-            body = body_of(number)
-            if json.dumps(body) not in expected:
-                answer = await http.post(
-                    f"{url}/v1/completions", json=body | {"speculation": {"enabled": False}}
-                )
-                expected[json.dumps(body)] = answer.json()["choices"][0]["text"]
+        bodies = [body_of(number) for number in range(70)]  # all that differ
+        texts = await asyncio.gather(*(text_alone(http, url, body) for body in bodies))
+        expected = {json.dumps(body): text for body, text in zip(bodies, texts, strict=True)}
         (router,) = await asyncio.to_thread(pids, f"{SERVE_REPLICA}{APP}#router#")
         (draft,) = await asyncio.to_thread(executor_pids, "draft")
         seen, end = Seen(), time.monotonic() + CHURN_S
