@@ -57,6 +57,7 @@ def url(deploy: Deploy, tiny_args: dict[str, Any], num_streams: int) -> str:
             "max_context": 256,
             "speculation": {"draft_length": "adaptive"},
             "replicas": {"min": 2, "max": 2},
+            "patience_s": 200,  # on two busy cores a replica of SmolLM2 starts slower than they die
         }
         for name, config in tiny_args["targets"].items()
     }
