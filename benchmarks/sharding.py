@@ -66,7 +66,9 @@ def main() -> None:
     print(f"same text: {num_equal} of {len(texts)}")
     for rank, pid in enumerate([os.getpid(), *(process.pid for process in followers)]):
         print(f"rank {rank}: {psutil.Process(pid).memory_full_info().uss / MB:.0f} MB")
-    os._exit(0)  # the followers wait for their next pass
+    for process in followers:  # they wait for their next pass
+        process.kill()
+    os._exit(0)
 
 
 def _whole(config: TargetConfig, num_tokens: int, texts: "SimpleQueue[list[list[int]]]") -> None:
