@@ -36,12 +36,12 @@ def test_a_closed_loop(tmp_path: Path) -> None:
     assert report.complete
     assert report.about.aiperf is not None
     assert {level.arm: level.requests for level in report.levels} == {
-        "off": {"ok": 4},
-        "on": {"ok": 4},
+        "off": {"ok": 2},
+        "on": {"ok": 2},
     }
     on = next(level for level in report.levels if level.arm == "on")
-    assert on.speculation.drafted == 4 * 24
-    assert on.speculation.exits == {"4": 4 * 24}
+    assert on.speculation.drafted == 2 * 24
+    assert on.speculation.exits == {"4": 2 * 24}
     assert on.mean_accepted_tokens == 4
     assert on.mean_acceptance_length == 4
     assert on.speculation.accepted_by_position == on.speculation.drafted_by_position
