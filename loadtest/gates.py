@@ -8,9 +8,10 @@ from typing import Any, Literal
 from loadtest.intervals import percentile
 from loadtest.results import Calibration, CellResult, Gate, LevelResult, Status, Texts, Verdict
 from loadtest.scenario import Bounds
+from loadtest.summary import counters_by_arm
 
 _ERRORS: tuple[Status, ...] = ("429", "5xx", "failed")
-RESTS = "s2d:draft_fallback_total"
+_FALLBACKS, _REST = "s2d:draft_fallback_total", "reason=rest"
 EXACT = "float32"
 """Weights of this type give the same text to the last token; others may tip a near-tie."""
 
@@ -137,8 +138,7 @@ def _drafted(
         return _gate(name, None, "the service has no draft")
     parts = [f"{who}: {n['on']} tokens when on, {n['off']} when off" for who, n in drafted.items()]
     is_good = all(n["on"] > 0 and n["off"] == 0 for n in drafted.values())
-    rests = _rests(runs)
-    if not all(n["on"] for n in drafted.values()) and rests:
+    if not all(n["on"] for n in drafted.values()) and (rests := _rests(runs)):
         parts.append(
             f"in {rests:g} rounds the draft rested, as the target is faster alone"
             " (`s2d doctor` names the usual cause)"
@@ -148,13 +148,8 @@ def _drafted(
 
 def _rests(runs: Sequence[CellResult]) -> float:
     """Rounds that the service itself chose to run without its draft, speculation on."""
-    return sum(
-        grown
-        for run in runs
-        if run.cell.arm == "on"
-        for name, grown in (run.counters or {}).items()
-        if name.startswith(RESTS) and "reason=rest" in name
-    )
+    grown = counters_by_arm(runs).get("on", {})
+    return sum(n for name, n in grown.items() if name.startswith(_FALLBACKS) and _REST in name)
 
 
 def _has_draft(card: Mapping[str, Any]) -> bool:

@@ -148,6 +148,7 @@ def test_a_draft_that_rested_is_told_from_one_that_was_not_there() -> None:
         "s2d:draft_fallback_total{model_name=other,reason=late}": 2.0,
     }
     off, on = BY_OTHER
+    off = off.model_copy(update={"counters": {}})
     found = verdict([off, on.model_copy(update={"counters": counters})])
     gate = next(gate for gate in found.gates if gate.name == "speculation was on and off")
     assert gate.status == "failed"
