@@ -11,7 +11,6 @@ is, and tokens/s, which do.
 
 import argparse
 import statistics
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.running import running_service
+from benchmarks.running import chat_body, repeating, running_service
 from benchmarks.service import SOURCE
 
 QUIET, BUSY = "quiet", "busy"
@@ -91,35 +90,19 @@ def _row(answers: Sequence[Answer]) -> str:
 @contextmanager
 def crowd(url: str, size: int, num_tokens: int, drafted: bool) -> Iterator[list[Answer]]:
     """So many clients that ask the busy target again and again while the block runs."""
-    is_over = threading.Event()
     seen: list[Answer] = []
 
     def load(number: int) -> None:
-        while not is_over.is_set():
-            question = QUESTIONS[number % len(QUESTIONS)]
-            seen.append(ask(url, BUSY, question, num_tokens, drafted))
+        question = QUESTIONS[number % len(QUESTIONS)]
+        seen.append(ask(url, BUSY, question, num_tokens, drafted))
 
-    clients = [threading.Thread(target=load, args=(number,)) for number in range(size)]
-    for client in clients:
-        client.start()
-    try:
+    with repeating(load, size):
         yield seen
-    finally:
-        is_over.set()
-        for client in clients:
-            client.join()
 
 
 def ask(url: str, model: str, question: str, num_tokens: int, drafted: bool = True) -> Answer:
     """One answer of exactly so many tokens."""
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": question}],
-        "max_tokens": num_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "speculation": {"enabled": drafted},
-    }
+    body = chat_body(model, question, num_tokens, speculation={"enabled": drafted})
     answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=600)
     answer.raise_for_status()
     counts = answer.json()["metrics"]["speculative_decoding"]

@@ -1,12 +1,15 @@
-"""A service of its own for a benchmark: `serve run` on a free port, ended with the benchmark."""
+"""A service of its own for a benchmark: `serve run` on a free port, ended with the benchmark; and
+what its clients ask, again and again.
+"""
 
 import contextlib
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +52,30 @@ def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
+
+
+def chat_body(model: str, question: str, num_tokens: int, **fields: Any) -> dict[str, Any]:
+    """A request for an answer of exactly so many tokens."""
+    messages = [{"role": "user", "content": question}]
+    common = {"model": model, "messages": messages, "max_tokens": num_tokens, "temperature": 0}
+    return common | {"ignore_eos": True} | fields
+
+
+@contextlib.contextmanager
+def repeating(act: Callable[[int], None], num_threads: int = 1) -> Iterator[None]:
+    """Do it again and again beside the block, in so many threads; each passes its number."""
+    is_over = threading.Event()
+
+    def go_on(number: int) -> None:
+        while not is_over.is_set():
+            act(number)
+
+    threads = [threading.Thread(target=go_on, args=(number,)) for number in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()

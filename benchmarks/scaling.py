@@ -8,21 +8,18 @@ when how many replicas were ready, what failed and which texts were wrong, and d
 """
 
 import argparse
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 from matplotlib.figure import Figure
-from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.running import running_service
+from benchmarks.running import chat_body, repeating, running_service
 from benchmarks.service import SOURCE
+from loadtest.service import scrape
 
 QUIET, CROWDED = "untouched", "crowded"
 SCALE = {"min": 0, "max": 3, "target_load": 0.7, "upscale_delay_s": 2, "downscale_delay_s": 15}
@@ -74,12 +71,15 @@ def main() -> None:
     parser.add_argument("--phase-s", type=float, default=75.0, help="length of a phase")
     parser.add_argument("--tokens", type=int, default=48)
     options = parser.parse_args()
-    with running_service(ARGS) as url:
+    with running_service(ARGS) as url, httpx.Client(base_url=url) as client:
         seen = Timeline()
-        with repeating(lambda: ask(url, QUIET, options.tokens, seen)), watching(url, seen):
+        with (
+            repeating(lambda _: ask(url, QUIET, options.tokens, seen)),
+            repeating(lambda _: look(client, seen)),
+        ):
             for size in (0, 1, options.crowd, 1, 0):
                 seen.streams.append((seen.now(), size))
-                with repeating(lambda: ask(url, CROWDED, options.tokens, seen), size):
+                with repeating(lambda _: ask(url, CROWDED, options.tokens, seen), size):
                     time.sleep(options.phase_s if size else 10)
             deadline = time.monotonic() + SLEEP_S
             while seen.replicas[-1][1].get(CROWDED, 0) and time.monotonic() < deadline:
@@ -91,13 +91,7 @@ def main() -> None:
 
 def ask(url: str, target: str, num_tokens: int, seen: Timeline) -> None:
     """One answer of exactly so many tokens; what it said and how fast is kept."""
-    body = {
-        "model": target,
-        "messages": [{"role": "user", "content": QUESTION}],
-        "max_tokens": num_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-    }
+    body = chat_body(target, QUESTION, num_tokens)
     answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=600)
     if answer.status_code != 200:
         seen.errors.append(f"{seen.now():.0f} s, {target}: {answer.status_code} {answer.text}")
@@ -107,48 +101,15 @@ def ask(url: str, target: str, num_tokens: int, seen: Timeline) -> None:
     seen.answers.append((target, seen.now(), num_tokens / answer.elapsed.total_seconds()))
 
 
-@contextmanager
-def repeating(act: Callable[[], None], num_threads: int = 1) -> Iterator[None]:
-    """Do it again and again beside the block, in so many threads."""
-    is_over = threading.Event()
-
-    def go_on() -> None:
-        while not is_over.is_set():
-            act()
-
-    threads = [threading.Thread(target=go_on) for _ in range(num_threads)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        for thread in threads:
-            thread.join()
-
-
-@contextmanager
-def watching(url: str, seen: Timeline) -> Iterator[None]:
-    """Ready replicas once a second."""
-
-    def look() -> None:
-        with suppress(httpx.HTTPError):
-            text = httpx.get(f"{url}/metrics", timeout=5).text
-            samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
-            counts = {
-                s.labels["model_name"]: int(s.value)
-                for s in samples
-                if s.name == "s2d:replicas" and s.labels["state"] == "ready"
-            }
-            seen.replicas.append((seen.now(), counts))
-        time.sleep(1)
-
-    with repeating(look):
-        yield
+def look(client: httpx.Client, seen: Timeline) -> None:
+    """Note the ready replicas; once a second."""
+    if found := scrape(client):
+        seen.replicas.append((seen.now(), found[1]))
+    time.sleep(1)
 
 
 def report(seen: Timeline) -> None:
-    """Changes of the number of replicas, errors, texts, speed of the untouched target."""
+    """Changes of the number of replicas, errors, texts."""
     last: dict[str, int] = {}
     for at_s, counts in seen.replicas:
         now = {target: counts.get(target, 0) for target in (QUIET, CROWDED)}

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.running import running_service
+from benchmarks.running import chat_body, running_service
 from s2d_serve.config import AppConfig
 from s2d_serve.engine.assemble import load_drafter, load_target
 from s2d_serve.engine.messages import SequenceStart
@@ -114,15 +114,9 @@ class Local:
         return seconds
 
 
-def _body(num_tokens: int, **fields: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": QUESTION}]
-    common = {"model": TARGET, "messages": messages, "max_tokens": num_tokens, "temperature": 0}
-    return common | {"ignore_eos": True} | fields
-
-
 def over_http(url: str, num_tokens: int, clients: int) -> float:
     """Seconds that so many clients need for their generations together, without a draft."""
-    body = _body(num_tokens, speculation={"enabled": False})
+    body = chat_body(TARGET, QUESTION, num_tokens, speculation={"enabled": False})
 
     async def ask() -> None:
         async with httpx.AsyncClient(timeout=300) as client:
@@ -138,7 +132,7 @@ def over_http(url: str, num_tokens: int, clients: int) -> float:
 
 def http_rounds(url: str, num_tokens: int) -> list[float]:
     """Seconds between the chunks of a stream; each is a round with a proposal."""
-    body = _body(num_tokens, stream=True, return_token_ids=True)
+    body = chat_body(TARGET, QUESTION, num_tokens, stream=True, return_token_ids=True)
     seconds, last = [], time.perf_counter()
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=300) as answer:
         for line in answer.iter_lines():
