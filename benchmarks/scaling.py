@@ -92,9 +92,11 @@ def main() -> None:
 def ask(url: str, target: str, num_tokens: int, seen: Timeline) -> None:
     """One answer of exactly so many tokens; what it said and how fast is kept."""
     body = chat_body(target, QUESTION, num_tokens)
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=600)
-    if answer.status_code != 200:
-        seen.errors.append(f"{seen.now():.0f} s, {target}: {answer.status_code} {answer.text}")
+    try:
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=600)
+        answer.raise_for_status()
+    except httpx.HTTPError as error:
+        seen.errors.append(f"{seen.now():.0f} s, {target}: {error}")
         return
     text = answer.json()["choices"][0]["message"]["content"]
     seen.texts.setdefault(target, Counter())[text] += 1
