@@ -3,6 +3,10 @@
 *Packed* float32: oneDNN's layout of the same weights. Without it a pass over 2 to 8 tokens costs
 two to three times one over a single token on CPUs without AVX-512, and verifying cannot pay.
 
+*Steady* bfloat16: a token alone is multiplied twice. oneDNN takes one row with another kernel than
+several, whose sums round differently, so that a near-tie could end one way with speculation and
+another without. On CPUs with AVX512-BF16 rows are equal from two on, which take no longer than one.
+
 *int4* and *int8* weights for a draft: a draft step reads all weights for one token, and smaller
 weights are faster ones. What rounding does to the draft's tokens costs acceptance only, never text.
 Activations are bfloat16 inside, whatever the model's type: torch has vector code for no other (576
@@ -52,6 +56,23 @@ class PackedLinear(nn.Module):
             states, self.weight, self.bias, "none", [], ""
         )
         return output
+
+
+class SteadyLinear(nn.Module):
+    """[..., in] -> [..., out] in bfloat16; a token alone gives what it gives beside another."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Multiply; any number of leading dimensions."""
+        if states.numel() > states.shape[-1]:
+            return nn.functional.linear(states, self.weight, self.bias)
+        twice = states.reshape(1, -1).expand(2, -1)
+        output = nn.functional.linear(twice, self.weight, self.bias)[0]
+        return output.view(*states.shape[:-1], -1)
 
 
 class Int8Linear(nn.Module):
@@ -129,14 +150,18 @@ def as_linear(weight: Tensor) -> nn.Linear:
 def prepare(linear: nn.Linear, quantization: Quantization = "none") -> nn.Module:
     """The layer as this device runs it best.
 
-    It is left as it is where there is nothing to gain, or where its width is no multiple of an int4
+    With the numbers of tokens of a pass its outputs change as little as they can. It is left as it is where there is nothing to gain, or where its width is no multiple of an int4
     group.
     """
     if quantization == "int8":
         return Int8Linear(linear)
     if quantization == "int4" and linear.in_features % GROUP_SIZE == 0:
         return Int4Linear(linear)
-    return PackedLinear(linear) if _can_be_packed(linear.weight) else linear
+    if _can_be_packed(linear.weight):
+        return PackedLinear(linear)
+    if linear.weight.device.type == "cpu" and linear.weight.dtype == torch.bfloat16:
+        return SteadyLinear(linear) if cpu_has_bfloat16() else linear
+    return linear
 
 
 @torch.no_grad()

@@ -9,7 +9,9 @@ from s2d_serve.engine.linears import (
     Int4Linear,
     Int8Linear,
     PackedLinear,
+    SteadyLinear,
     as_linear,
+    cpu_has_bfloat16,
     prepare,
     prepare_layers,
 )
@@ -60,12 +62,24 @@ def test_packed_rows_do_not_depend_on_their_number() -> None:
         assert torch.equal(packed(inputs[:n]), together[:n])
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_bfloat16_token_alone_is_the_one_beside_others(bias: bool) -> None:
+    whole = layer(1536, 1536, torch.bfloat16, bias)
+    steady = SteadyLinear(whole)
+    for inputs in states(20, 2, 1536, dtype=torch.bfloat16):
+        together = whole(inputs)
+        assert torch.equal(steady(inputs), together)
+        assert torch.equal(steady(inputs[:1]), together[:1])
+        assert torch.equal(steady(inputs[0]), together[0])
+    assert isinstance(prepare(whole), SteadyLinear if cpu_has_bfloat16() else nn.Linear)
+
+
 def test_what_gains_nothing_stays_as_it_is() -> None:
     small = layer(64, MIN_PACKED_WEIGHTS // 64 - 1, torch.float32)
     assert prepare(small) is small
-    half = layer(256, 512, torch.bfloat16)
-    assert prepare(half) is half
-    odd = layer(40, 64, torch.bfloat16)  # no whole groups of 32
+    double = layer(256, 512, torch.float64)
+    assert prepare(double) is double
+    odd = layer(40, 64, torch.float32)  # no whole groups of 32
     assert prepare(odd, "int4") is odd
     assert isinstance(prepare(odd, "int8"), Int8Linear)
 
