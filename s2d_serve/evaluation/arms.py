@@ -82,7 +82,7 @@ class TransformersArm:
 
     def run(self, task: Task) -> Run:
         """Answer with generate; sampled texts are its own, greedy ones the target's."""
-        ids = torch.tensor([task.token_ids])
+        ids = torch.tensor([task.token_ids], device=self.model.device)
         sampling: dict[str, Any] = {"do_sample": False}
         if not task.params.is_greedy:
             sampling = {"do_sample": True, "temperature": task.params.temperature, "top_k": 0}

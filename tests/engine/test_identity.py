@@ -84,7 +84,7 @@ class Models:
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[Models]:
+def models(device: str) -> Iterator[Models]:
     before = torch.get_num_threads()
     targets = {
         name: load_target(
@@ -92,6 +92,7 @@ def models() -> Iterator[Models]:
                 {
                     "source": SMOLLM2,
                     "dtype": "float32",
+                    "device": device,
                     "num_threads": 1,
                     "weight_rounding": rounding,
                     "prefill_chunk": PREFILL_CHUNK,
@@ -105,6 +106,7 @@ def models() -> Iterator[Models]:
     draft = DraftConfig(
         source=SMOLLM2,
         dtype="float32",
+        device=device,
         num_threads=1,
         exit_layers=EXITS,
         prefill_chunk=PREFILL_CHUNK,
@@ -146,7 +148,7 @@ def stock_texts(checkpoint: Checkpoint) -> list[list[int]]:
     texts: list[list[int]] = []
     with stock_attention(checkpoint.model):
         for prompt in encode(checkpoint):
-            input_ids = torch.tensor([prompt])
+            input_ids = torch.tensor([prompt], device=checkpoint.model.device)
             output: Tensor = checkpoint.model.generate(  # type: ignore[operator]  # untyped
                 input_ids,
                 attention_mask=torch.ones_like(input_ids),

@@ -209,6 +209,21 @@ def test_speculation_changes_no_text(family: Family, name: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("is_draft_there", [True, False])
+def test_another_device_changes_no_text(family: Family, is_draft_there: bool, device: str) -> None:
+    """The CPU's own texts, also where draft and target live apart."""
+    if device == "cpu":
+        pytest.skip("for --device cuda")
+    target = new_target(half_trained(family).to(device))
+    draft = new_draft(half_trained(family).to(device if is_draft_there else "cpu"))
+    loop = ReferenceLoop(target, new_drafter(draft, SURE, DraftLengthPolicy(8, adaptive=False)))
+    played = play(loop, all_starts())
+    assert_same(played, baseline(family))
+    assert played.statistics.num_accepted_tokens > 0
+    assert num_rejected(played.statistics) > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("prefill_chunk", [6, 256])
 def test_batches_and_chunks_change_no_text_without_a_draft(
     family: Family, prefill_chunk: int

@@ -21,6 +21,7 @@ from tests.ports import free_port
 
 APP = "tiny"
 DRAFT_LAYERS = (2, 4)
+SHARE_OF_GPU = 0.1
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +51,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_args(weights: Path) -> dict[str, Any]:
+def tiny_args(weights: Path, device: str) -> dict[str, Any]:
     """`args` of a deployment file: two targets, one draft with two exits."""
-    model = {"source": str(weights), "dtype": "float32", "num_threads": 1, "max_context": 1024}
+    model = {
+        "source": str(weights),
+        "dtype": "float32",
+        "device": device,
+        "num_gpus": 0.0 if device == "cpu" else SHARE_OF_GPU,
+        "num_threads": 1,
+        "max_context": 1024,
+    }
     speculation = {"draft_length": "fixed", "max_draft_tokens": 4}
     return {
         "draft": {**model, "exit_layers": DRAFT_LAYERS, "thresholds": (0.3,)},
