@@ -23,7 +23,7 @@ from s2d_serve.speculation.exits import ExitPolicy
 from s2d_serve.speculation.params import TokenCounts
 from s2d_serve.speculation.sampling import sample
 
-MAX_UNREAD_TOKENS = 16
+MAX_UNREAD_TOKENS = 8
 """A sequence with more unread tokens is prefilled in idle time before it gets proposals again."""
 
 
@@ -160,7 +160,7 @@ class SortedDraft:
 
         Args:
             lengths: draft tokens wanted, by sequence; those not ready get an empty proposal.
-            step_costs: (tokens read, seconds) of each draft step is appended.
+            step_costs: (sequences, seconds) of each draft step is appended.
         """
         ready = {i: self.sequences[i] for i in lengths if self.is_ready(i)}
         limits = {
@@ -168,10 +168,9 @@ class SortedDraft:
         }
         while active := [s for s in ready.values() if _goes_on(s, limits[id(s)])]:
             started = time.perf_counter()
-            num_read = sum(sequence.num_missing for sequence in active)
             for sequence, exit_index in self._step(active):
                 sequence.exits.append(self.exit_layers[exit_index])
-            step_costs.append((num_read, time.perf_counter() - started))
+            step_costs.append((len(active), time.perf_counter() - started))
         return {
             i: Proposal(
                 sequence.num_committed,

@@ -2,12 +2,13 @@
 outcomes teach.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from s2d_serve.engine.draft import SortedDraft
+from s2d_serve.engine.draft import MAX_UNREAD_TOKENS, SortedDraft
 from s2d_serve.engine.messages import (
     Draft,
     DraftRequest,
@@ -19,6 +20,12 @@ from s2d_serve.engine.messages import (
 from s2d_serve.speculation.draft_length import AcceptanceEstimate, DraftLengthPolicy
 from s2d_serve.speculation.exits import LOOKUP_EXIT, ExitPolicy
 from s2d_serve.speculation.lookup import LookupEstimate, Match, SuffixLookup
+from s2d_serve.speculation.params import SamplingParams
+
+WARM_UP_TOKENS = 64
+"""Read to learn what reading costs."""
+TRY_OUT_TOKENS = 4
+"""Room for what is drafted after it."""
 
 
 @dataclass(slots=True)
@@ -83,6 +90,8 @@ class Drafter:
     draft: SortedDraft
     pairings: Mapping[str, Pairing]
     """By target."""
+    seconds_reading: float = field(default=0.0, init=False)
+    """Spent in `prefill` so far."""
     _records: dict[str, _Record] = field(default_factory=dict)
 
     def open(self, start: SequenceStart, target: str) -> None:
@@ -101,11 +110,18 @@ class Drafter:
         self.draft.close(sequence_id)
         self._records.pop(sequence_id, None)
 
-    def learn(self, target: str, result: StepResult) -> tuple[str, ...]:
-        """Take in what the target made of a round; the sequences that must be opened again."""
+    def learn(
+        self, target: str, result: StepResult, round_s: float | None = None
+    ) -> tuple[str, ...]:
+        """Take in what the target made of a round; the sequences that must be opened again.
+
+        `round_s`: what all of it took, if it had proposals, without reading.
+        """
         pairing = self.pairings[target]
         if result.num_tokens:
             pairing.lengths.verify_s.record(result.num_tokens, result.seconds)
+        if round_s is not None:
+            _record_round(pairing.lengths, result, round_s)
         unknown = []
         for sequence_id, outcome in result.outcomes.items():
             record = self._records.get(sequence_id)
@@ -132,23 +148,30 @@ class Drafter:
         rests: list[int] = []
         for request in requests:
             policy = self.pairings[request.target].lengths
-            for num_tokens, seconds in request.verify_costs:
-                policy.verify_s.record(num_tokens, seconds)
-            ready = [i for i in request.limits if self.draft.is_ready(i)]
-            chosen = policy.choose([self._records[i].drafted for i in ready], request.is_probe)
-            drafted = dict(zip(ready, chosen, strict=True))
+            for cost in request.alone_costs:
+                policy.verify_s.record(cost.num_tokens, cost.seconds)
+                if cost.num_tokens == cost.num_sequences:
+                    policy.record_alone(cost.num_sequences, cost.round_s)
+            ready = {i: self._records[i] for i in request.limits if self.draft.is_ready(i)}
+            chosen = policy.choose(
+                [ready[i].drafted if i in ready else None for i in request.limits],
+                request.is_probe,
+            )
+            drafted = {
+                i: length for i, length in zip(request.limits, chosen, strict=True) if i in ready
+            }
             found_here = self._look_up(request, drafted)
             found |= found_here
             lagging = self._weigh_reading(request)
             is_idle = (ready or lagging) and not (any(chosen) or found_here or any(lagging))
-            rests.append(policy.rest(request.is_probe) if is_idle else 0)
+            rests.append(policy.rest(request.is_probe, len(request.limits)) if is_idle else 0)
             for sequence_id in drafted.keys() - found_here.keys():
                 lengths[sequence_id] = min(drafted[sequence_id], request.limits[sequence_id])
         costs: list[tuple[int, float]] = []
         proposals = self.draft.propose(lengths, costs) | found
         for target in {request.target for request in requests}:
-            for num_read, seconds in costs:
-                self.pairings[target].lengths.draft_step_s.record(num_read, seconds)
+            for num_sequences, seconds in costs:
+                self.pairings[target].lengths.draft_step_s.record(num_sequences, seconds)
         return [
             Draft({i: proposals[i] for i in request.limits if i in proposals}, rest)
             for request, rest in zip(requests, rests, strict=True)
@@ -175,26 +198,78 @@ class Drafter:
                 started = time.perf_counter()
                 if num_read := self.draft.prefill(sequence_id):
                     seconds = time.perf_counter() - started
+                    self.seconds_reading += seconds
                     self.pairings[record.target].lengths.record_read(num_read, seconds)
                     return True
         return False
+
+    def try_out(self) -> bool:
+        """Read and draft a token for a sequence of our own; False if no slot is free."""
+        return self._try_out(1) is not None
+
+    def warm_up(self) -> None:
+        """Learn what reading and drafting cost, before the first sequence comes.
+
+        What a library makes at its first use is no cost of drafting: the second time counts.
+        """
+        num_tokens = min(WARM_UP_TOKENS, self.draft.trunk.cache.capacity - TRY_OUT_TOKENS)
+        self._try_out(num_tokens)
+        costs = self._try_out(num_tokens)
+        assert costs is not None, "no slot is taken yet"
+        read_s, steps = costs
+        for pairing in self.pairings.values():
+            if num_tokens > MAX_UNREAD_TOKENS:
+                pairing.lengths.record_read(num_tokens - 1, read_s)
+            for num_sequences, seconds in steps:
+                pairing.lengths.draft_step_s.record(num_sequences, seconds)
+
+    def _try_out(self, num_prompt_tokens: int) -> tuple[float, list[tuple[int, float]]] | None:
+        """Seconds to read such a prompt, and (sequences, seconds) of draft steps after it."""
+        prompt = (0,) * num_prompt_tokens
+        params = SamplingParams(temperature=0.0)
+        start = SequenceStart("try-out", 0, prompt, len(prompt), params, TRY_OUT_TOKENS)
+        if not self.draft.open(start, next(iter(self.pairings.values())).exits):
+            return None
+        try:
+            started = time.perf_counter()
+            while self.draft.prefill("try-out"):
+                pass
+            read_s = time.perf_counter() - started
+            steps: list[tuple[int, float]] = []
+            self.draft.propose({"try-out": TRY_OUT_TOKENS - 1}, steps)
+        finally:
+            self.draft.close("try-out")
+        return read_s, steps
 
     def _weigh_reading(self, request: DraftRequest) -> list[bool]:
         """Decide which of the sequences that lag behind are worth reading: for each of them,
         whether it may be ready soon.
         """
         policy = self.pairings[request.target].lengths
-        hopes = []
-        for sequence_id in request.limits:
+        records = {i: self._records[i] for i in request.limits if self.draft.is_open(i)}
+        savings = policy.savings(
+            [records[i].drafted if i in records else None for i in request.limits]
+        )
+        hopes: list[bool] = []
+        for sequence_id, saved_s in zip(request.limits, savings, strict=True):
+            record = records.get(sequence_id)
             num_unread = self.draft.num_lagging(sequence_id)
-            if not num_unread:
+            if record is None:
                 continue
-            record = self._records[sequence_id]
+            if not num_unread:
+                record.is_wanted = False  # whether it pays to read is another question next time
+                continue
             num_made = record.num_output_tokens
-            is_being_probed = request.is_probe and record.is_wanted
-            record.is_wanted = is_being_probed or policy.pays_to_read(
-                record.drafted, num_unread, num_made, record.room + 1, request.is_probe
-            )
+            is_known = not math.isnan(saved_s)
+            if not record.is_wanted and (is_known or not any(hopes)):  # one is enough to find out
+                record.is_wanted = policy.pays_to_read(
+                    saved_s,
+                    num_unread,
+                    num_made,
+                    record.room + 1,
+                    len(request.limits),
+                    request.is_probe,
+                )
             hopes.append(record.is_wanted or not num_made)
         return hopes
 
@@ -250,7 +325,7 @@ class Drafter:
             )
         chosen = pairing.lengths.look_up(
             [record.drafted if i in drafted else None for i, record in records.items()],
-            max(drafted.values(), default=0),
+            [drafted.get(i, 0) for i in records],
             reached,
         )
         proposals = {}
@@ -259,3 +334,15 @@ class Drafter:
             if num_found:
                 proposals[sequence_id] = record.propose(num_found)
         return proposals
+
+
+def _record_round(policy: DraftLengthPolicy, result: StepResult, seconds: float) -> None:
+    """Tell the policy what a round with proposals took; not one in which prompts were read."""
+    outcomes = [outcome for outcome in result.outcomes.values() if outcome.token_ids]
+    if result.num_tokens == sum(1 + len(outcome.exits) for outcome in outcomes):
+        policy.record_round(
+            len(outcomes),
+            sum(len(outcome.token_ids) for outcome in outcomes),
+            sum(len(outcome.token_ids) for outcome in outcomes if outcome.exits),
+            seconds,
+        )

@@ -123,8 +123,21 @@ class DraftRequest:
     """Draft tokens at most, by sequence: a cap on what the policy chooses."""
     is_probe: bool = False
     """Draft a little even where it should not pay: first round after a rest."""
-    verify_costs: tuple[tuple[int, float], ...] = ()
-    """(tokens, seconds) of target passes that the draft took no part in."""
+    alone_costs: tuple["AloneCost", ...] = ()
+    """Of rounds that the draft took no part in."""
+
+
+@dataclass(frozen=True, slots=True)
+class AloneCost:
+    """A round of the target alone."""
+
+    num_sequences: int
+    num_tokens: int
+    """Read and decoded."""
+    seconds: float
+    """Of the forward pass."""
+    round_s: float
+    """From one round's outcomes to the next one's."""
 
 
 @dataclass(frozen=True, slots=True)

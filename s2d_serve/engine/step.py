@@ -3,11 +3,19 @@
 The service must produce the same text; evaluation, `s2d generate` and tests use this.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from s2d_serve.engine.drafter import Drafter
-from s2d_serve.engine.messages import Draft, DraftRequest, Outcome, Proposal, SequenceStart
+from s2d_serve.engine.messages import (
+    Draft,
+    DraftRequest,
+    Outcome,
+    Proposal,
+    SequenceStart,
+    StepResult,
+)
 from s2d_serve.engine.target import TargetModel
 
 
@@ -20,6 +28,8 @@ class ReferenceLoop:
     target_name: str = "target"
     """The draft's pairing to use."""
     max_draft_tokens: int = 32
+    _seconds_reading: float = field(default=0.0, init=False)
+    """The drafter's, so far."""
     _rest_rounds: int = field(default=0, init=False)
     _is_probe: bool = field(default=False, init=False)
     _has_new: bool = field(default=False, init=False)
@@ -46,12 +56,24 @@ class ReferenceLoop:
 
     def step(self, sequence_ids: Sequence[str]) -> dict[str, Outcome]:
         """One round: propose, verify, commit."""
+        started = time.perf_counter()
         draft = self._propose(sequence_ids)
         nothing = Proposal(base_length=0)
         result = self.target.step({i: draft.proposals.get(i, nothing) for i in sequence_ids})
         if self.drafter is not None:
-            self.drafter.learn(self.target_name, result)
+            self._learn(draft, result, time.perf_counter() - started)
         return dict(result.outcomes)
+
+    def _learn(self, draft: Draft, result: StepResult, round_s: float) -> None:
+        assert self.drafter is not None
+        has_read = self.drafter.seconds_reading - self._seconds_reading
+        self._seconds_reading += has_read
+        is_proposed = any(proposal.token_ids for proposal in draft.proposals.values())
+        self.drafter.learn(self.target_name, result, round_s - has_read if is_proposed else None)
+        num_sequences = sum(bool(outcome.token_ids) for outcome in result.outcomes.values())
+        if not is_proposed and result.num_tokens == num_sequences > 0:
+            lengths = self.drafter.pairings[self.target_name].lengths
+            lengths.record_alone(num_sequences, round_s - has_read)
 
     def _propose(self, sequence_ids: Sequence[str]) -> Draft:
         if self.drafter is None:

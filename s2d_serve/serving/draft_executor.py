@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from s2d_serve.config import DraftConfig, SpeculationConfig
-from s2d_serve.engine.messages import SequenceStart, StepResult
+from s2d_serve.engine.messages import StepResult
 from s2d_serve.serving.batcher import Batcher
 from s2d_serve.serving.cores import core_turns
 from s2d_serve.serving.mailbox import Mailbox
@@ -23,15 +23,11 @@ from s2d_serve.serving.messages import (
 from s2d_serve.serving.remembered import Remembered
 from s2d_serve.serving.target_executor import SELF_TEST_AGE_S
 from s2d_serve.speculation.exits import LOOKUP_EXIT
-from s2d_serve.speculation.params import SamplingParams
 
 if TYPE_CHECKING:
     from s2d_serve.engine.drafter import Drafter
 
 log = logging.getLogger("s2d_serve")
-
-WARM_UP_TOKENS = 64
-"""Read before the first sequence: what a library makes at its first use is no cost of drafting."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +36,18 @@ class DraftTurn:
 
     call: DraftCall
     results: tuple[StepResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A lane's last call that brought proposals."""
+
+    round: int
+    started: float
+    seconds: float
+    """Of the pass."""
+    seconds_reading: float
+    """The drafter's, before it."""
 
 
 class DraftExecutor:
@@ -51,6 +59,7 @@ class DraftExecutor:
         self._drafter: Drafter
         self._info: ModelInfo
         self._left = Remembered()
+        self._asked = Remembered()
         self._mailbox = Mailbox()
         self._last_decode = 0.0
         self._batcher: Batcher[DraftTurn, DraftReply] = Batcher(
@@ -124,30 +133,50 @@ class DraftExecutor:
             tuple(sorted(checkpoint.eos_token_ids)),
             self._drafter.draft.exit_layers,
         )
-        self._self_test(WARM_UP_TOKENS)
+        self._drafter.warm_up()
+        self._last_decode = time.monotonic()
 
     def _run_pass(self, turns: Sequence[DraftTurn]) -> list[tuple[DraftTurn, DraftReply]]:
         """Learn from the last round, then draft for the next: all lanes together."""
         started, started_s = time.perf_counter(), time.time()
         unknown: list[set[str]] = []
         for turn in turns:
+            round_s = self._round_s(turn)
             target = turn.call.request.target
             for start in turn.call.joins:
                 if start.sequence_id not in self._left:
                     self._drafter.open(start, target)
             missing = {i for i in turn.call.request.limits if not self._drafter.is_open(i)}
             for result in turn.results:
-                missing.update(self._drafter.learn(target, result))
+                missing.update(self._drafter.learn(target, result, round_s))
             unknown.append(missing)
         drafts = self._drafter.propose([turn.call.request for turn in turns])
         exits = {n for draft in drafts for p in draft.proposals.values() for n in p.exits}
         if exits - {LOOKUP_EXIT}:
             self._last_decode = time.monotonic()
         seconds = time.perf_counter() - started
+        asked = started, seconds, self._drafter.seconds_reading
+        for turn, draft in zip(turns, drafts, strict=True):
+            if any(proposal.token_ids for proposal in draft.proposals.values()):
+                self._asked[turn.call.lane_id] = _Asked(turn.call.round, *asked)
         return [
             (turn, DraftReply(draft, tuple(missing), seconds, started_s))
             for turn, draft, missing in zip(turns, drafts, unknown, strict=True)
         ]
+
+    def _round_s(self, turn: DraftTurn) -> float | None:
+        """What the lane's last round took since it asked for proposals, if it got any, without the
+        reading of prompts here.
+        """
+        last: _Asked | None = self._asked.pop(turn.call.lane_id, None)
+        if last is None or last.round != turn.call.round - 1 or not turn.results:
+            return None
+        read_s = self._drafter.seconds_reading - last.seconds_reading
+        round_s = time.perf_counter() - last.started - read_s
+        policy = self._drafter.pairings[turn.call.request.target].lengths
+        passes_s = last.seconds + sum(result.seconds for result in turn.results)
+        policy.record_overhead(round_s - passes_s)
+        return round_s
 
     def _read_ahead(self) -> bool:
         """Read a chunk of a sequence that lags behind; a draft that cannot is replaced."""
@@ -161,18 +190,6 @@ class DraftExecutor:
         self._left[sequence_id] = None
         self._drafter.close(sequence_id)
 
-    def _self_test(self, num_prompt_tokens: int = 1) -> None:
-        """Read a sequence of our own and draft a token for it, if a slot is free."""
-        draft = self._drafter.draft
-        prompt = (0,) * num_prompt_tokens
-        params = SamplingParams(temperature=0.0)
-        start = SequenceStart("self-test", 0, prompt, len(prompt), params, len(prompt) + 1)
-        pairing = next(iter(self._drafter.pairings.values()))
-        if draft.open(start, pairing.exits):
-            try:
-                while draft.prefill("self-test"):
-                    pass
-                draft.propose({"self-test": 1}, [])
-            finally:
-                draft.close("self-test")
+    def _self_test(self) -> None:
+        if self._drafter.try_out():
             self._last_decode = time.monotonic()

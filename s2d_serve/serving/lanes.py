@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from s2d_serve.config import RouterConfig
-from s2d_serve.engine.messages import DraftRequest, Outcome, RoundTimes, SequenceStart
+from s2d_serve.engine.messages import AloneCost, DraftRequest, Outcome, RoundTimes, SequenceStart
 from s2d_serve.observability.meter import TargetMeter
 from s2d_serve.observability.tracing import Trace
 from s2d_serve.serving.messages import DraftCall, SequenceRef, VerifyCall, VerifyReply
@@ -133,7 +133,7 @@ class Lane:
         self._unlearned: Any | None = None
         self._rest_rounds = 0
         self._is_probe = False
-        self._verify_costs: deque[tuple[int, float]] = deque(maxlen=MAX_REMEMBERED_COSTS)
+        self._alone_costs: deque[AloneCost] = deque(maxlen=MAX_REMEMBERED_COSTS)
         self._draft_is_lost = False
         self._draft_attempt = 0
         if ends.is_apart and ends.draft is not None:
@@ -257,10 +257,10 @@ class Lane:
                 self._ends.target_name,
                 {sequence.sequence_id: sequence.max_draft_tokens for sequence in wanted},
                 self._is_probe and not self._is_resting,
-                tuple(self._verify_costs),
+                tuple(self._alone_costs),
             ),
         )
-        self._verify_costs.clear()
+        self._alone_costs.clear()
         for sequence in wanted:
             sequence.is_drafted = True
         last_round = [] if self._unlearned is None else [self._unlearned]
@@ -304,8 +304,7 @@ class Lane:
             self._lose_draft(is_dead=reply.draft_state == "dead")
         elif reply.draft_state == "none":
             self._rest_rounds -= len(reply.results)
-            passes = [(r.num_tokens, r.seconds) for r in reply.results if r.num_tokens]
-            self._verify_costs.extend(passes)
+            self._alone_costs.extend(_alone_costs(reply, call_s))
             self._is_probe = True
         elif reply.rest_rounds:
             self._rest_rounds = self._rest_rounds if self._is_resting else reply.rest_rounds
@@ -379,3 +378,19 @@ class Lane:
                 self._sequences.pop(sequence_id, None)
                 if not drained.done():
                     drained.set_result(None)
+
+
+def _alone_costs(reply: VerifyReply, call_s: float) -> list[AloneCost]:
+    """Of the passes of a call without a draft, which took so long in all."""
+    between_s = call_s - sum(result.seconds for result in reply.results)
+    beside_s = between_s / max(len(reply.results), 1)
+    return [
+        AloneCost(
+            sum(bool(outcome.token_ids) for outcome in result.outcomes.values()),
+            result.num_tokens,
+            result.seconds,
+            result.seconds + beside_s,
+        )
+        for result in reply.results
+        if result.num_tokens
+    ]

@@ -8,8 +8,12 @@ ever more rarely.
 
 import bisect
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from s2d_serve.speculation.account import START_ROUNDS, Account, AloneRounds, bucket
 
 PRIOR_ACCEPTANCE = 0.7
 PRIOR_WEIGHT = 2.0
@@ -23,18 +27,38 @@ SEQUENCE_PRIOR_WEIGHT = 8.0
 """Rounds that the target's own record is worth beside a sequence's."""
 COST_WEIGHT = 0.2
 """Weight of a new measurement in a running cost."""
+NUM_OVERHEADS = 8
+"""Rounds over which the least overhead counts."""
 DRIFT_SHARE = 0.5
 """How far, of one, the other sizes of a cost curve follow the one that was measured."""
 PROBE_TOKENS = 2
-PROBE_SHARE = 0.02
-"""Of the time of a rest, what reading for the probe after it may cost."""
 MIN_REST_ROUNDS = 8
 MAX_REST_ROUNDS = 256
 
-_Row = tuple[Sequence[float], bool]
-"""Probability that each token of a proposal is accepted, all before it included; whether the draft
-makes them.
+MARGIN = 1.08
+"""How many times the target's own speed drafting must promise: costs are estimates, and the best of
+many estimates is one that errs upwards.
 """
+
+
+class _Row(NamedTuple):
+    """One sequence's share of a round."""
+
+    reached: Sequence[float] = ()
+    """Probability that each token of its proposal is accepted, all before it included."""
+    is_drafted: bool = False
+    """The draft makes them; else they are found."""
+
+
+class _Plan(NamedTuple):
+    """What a round would bring."""
+
+    lengths: list[int]
+    """Draft tokens for each sequence."""
+    rate: float
+    """Expected tokens per second."""
+    alone: float
+    """The same of the target alone."""
 
 
 @dataclass(slots=True)
@@ -169,86 +193,109 @@ class DraftLengthPolicy:
     )
     steps: StepEstimate = field(default_factory=StepEstimate)
     draft_step_s: CostCurve = field(default_factory=CostCurve)
-    """Cost of one draft step, by the tokens that it reads."""
+    """Cost of one draft step, by the sequences that it serves."""
     read_token_s: float = math.nan
     """Cost per token of reading what the draft has not followed."""
     verify_s: CostCurve = field(default_factory=CostCurve)
     """Cost of one target forward, by tokens."""
+    alone_s: AloneRounds = field(default_factory=AloneRounds)
+    overhead_s: float = 0.0
+    """What a round with proposals takes beside the passes of draft and target."""
     output_tokens: float = math.inf
     """Running mean of the outputs' lengths; nothing is known before the first one ends."""
-    probe_budget_s: float = 0.0
-    """What may be spent on reading for a probe: it grows with every rest."""
     rest_rounds: int = MIN_REST_ROUNDS
     """Rounds to stay away for, should nothing pay now."""
     promising: bool = False
     """The last proposal was accepted whole: worth another look, whatever the record says."""
+    accounts: dict[int, Account] = field(default_factory=dict)
+    """What drafting has saved, by `bucket`: it may pay for one sequence and not for eight."""
+    _overheads: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_OVERHEADS))
 
-    def choose(self, sequences: Sequence[AcceptanceEstimate], probe: bool = False) -> list[int]:
+    def choose(
+        self,
+        sequences: Sequence[AcceptanceEstimate | None],
+        probe: bool = False,
+    ) -> list[int]:
         """Draft tokens for each sequence of a round; all zero if the target is faster alone.
 
+        The sequences whose drafts are accepted most often come first: some may be left out, the
+        others get proposals of one length, since a draft step serves all of them at once.
+
         Args:
-            sequences: the record of each sequence in the round.
+            sequences: the record of each sequence in the round; None where the draft is not ready.
             probe: draft a little even where it should not pay, to find out.
         """
-        if not self.adaptive or not sequences:
-            return [self.max_draft_tokens] * len(sequences)
-        reached = [self._reach(sequence) for sequence in sequences]
-        num_probe = min(PROBE_TOKENS, self.max_draft_tokens)
-        rates = self._rates(reached)
-        if rates is None:
-            return [num_probe] * len(sequences)
-        best_rate = max(rates)
-        best_length = rates.index(best_rate)
-        if best_length > 0:
+        if not self.adaptive:
+            return [0 if s is None else self.max_draft_tokens for s in sequences]
+        account = self._account(len(sequences))
+        if account is None or account.balance_s < 0 or not any(sequences):
+            return [0] * len(sequences)
+        rows = self._rows(sequences)
+        plan = self._plan(rows)
+        if plan is None:
+            length = min(PROBE_TOKENS, self.max_draft_tokens)
+            return [0 if s is None else length for s in sequences]
+        if any(plan.lengths):
             self.rest_rounds = MIN_REST_ROUNDS
-        else:
-            full = [([1.0] * num_probe, True)] * len(sequences)
-            promising = self.promising and self._tokens_per_second(full) > best_rate
-            if probe and not promising:
-                self._rest_longer()
-            if probe or promising:
-                best_length = num_probe
-        return [best_length] * len(sequences)
+            return plan.lengths
+        return self._probe(rows, plan.alone, probe, account)
 
-    def rest(self, probe: bool) -> int:
+    def rest(self, probe: bool, num_sequences: int = 1) -> int:
         """Rounds to stay away for, as nothing was proposed; ever more, where not even a probe
         was.
         """
         if probe:
             self._rest_longer()
-        if self.verify_s.seconds:
-            self.probe_budget_s += PROBE_SHARE * self.rest_rounds * self.verify_s(1)
+        account = self._account(num_sequences)
+        if account is not None:
+            account.rest(self.rest_rounds * self.alone_s(num_sequences))
         return self.rest_rounds
+
+    def savings(self, sequences: Sequence[AcceptanceEstimate | None]) -> list[float]:
+        """Seconds that drafting for the sequences of a round saves per output token of each; NaN
+        while a cost is unknown.
+
+        `sequences`: as in `choose`; None for those that will not be ready either.
+        """
+        if not self.adaptive:
+            return [math.inf] * len(sequences)
+        account = self._account(len(sequences))
+        plan = None if account is None else self._plan(self._rows(sequences))
+        if plan is None:
+            return [math.nan] * len(sequences)
+        saved_s = 1 / plan.alone - 1 / plan.rate
+        return [saved_s if length else 0.0 for length in plan.lengths]
 
     def pays_to_read(
         self,
-        sequence: AcceptanceEstimate,
+        saved_s: float,
         num_unread: int,
         num_made: int,
         num_left: int,
+        num_sequences: int = 1,
         probe: bool = False,
     ) -> bool:
-        """Whether drafting for a sequence will save more than reading it costs.
+        """Whether drafting for a sequence will save more than reading it costs; then it is to be
+        read.
 
         Args:
+            saved_s: its `savings`.
             num_unread: tokens that the draft must read first.
             num_made, num_left: output tokens so far, and allowed still.
-            probe: read it also if the budget for that allows it.
+            num_sequences: in the round.
+            probe: read it also if the account allows it.
         """
         if not self.adaptive or math.isnan(self.read_token_s):
             return True
-        rates = self._rates([self._reach(sequence)])
-        if rates is None:
-            return True
-        saved_s = 1 / rates[0] - 1 / max(rates)
+        account = self._account(num_sequences)
+        if account is None:
+            return False
         expected = min(num_left, max(self.output_tokens - num_made, num_made))
         cost_s = num_unread * self.read_token_s
-        if cost_s <= saved_s * expected:
+        if account.balance_s >= 0 and (math.isnan(saved_s) or cost_s <= saved_s * expected):
+            account.borrow(cost_s, expected)
             return True
-        if probe and cost_s <= self.probe_budget_s:
-            self.probe_budget_s -= cost_s
-            return True
-        return False
+        return probe and account.spend(cost_s)
 
     def record_read(self, num_tokens: int, seconds: float) -> None:
         """Learn what reading costs."""
@@ -256,6 +303,35 @@ class DraftLengthPolicy:
         if math.isnan(self.read_token_s):
             self.read_token_s = token_s
         self.read_token_s += COST_WEIGHT * (token_s - self.read_token_s)
+
+    def record_alone(self, num_sequences: int, seconds: float) -> None:
+        """Learn what a round of the target alone takes, all of it."""
+        self.alone_s.record(num_sequences, seconds)
+
+    def record_round(
+        self, num_sequences: int, num_committed: int, num_drafted_for: int, seconds: float
+    ) -> None:
+        """Take in what came of a round with proposals, reading left out.
+
+        Args:
+            num_sequences: in the round.
+            num_committed: output tokens of all of them.
+            num_drafted_for: output tokens of those that had proposals.
+            seconds: from asking the draft to the target's outcomes.
+        """
+        account = self._account(num_sequences)
+        if account is not None:
+            alone_s = self.alone_s(num_sequences)
+            saved_s = num_committed / num_sequences * alone_s - seconds
+            account.settle(saved_s, num_drafted_for, alone_s)
+
+    def record_overhead(self, seconds: float) -> None:
+        """Learn what a round with proposals takes beside its passes.
+
+        The least of the last ones counts: what others make it wait for is no cost of drafting.
+        """
+        self._overheads.append(seconds)
+        self.overhead_s = max(min(self._overheads), 0.0)
 
     def record_end(self, num_output_tokens: int) -> None:
         """Learn how long an output was."""
@@ -280,7 +356,7 @@ class DraftLengthPolicy:
     def look_up(
         self,
         sequences: Sequence[AcceptanceEstimate | None],
-        length: int,
+        lengths: Sequence[int],
         found: Sequence[Sequence[float]],
     ) -> list[int]:
         """How many found tokens (see `lookup`) each sequence of a round should propose; 0 where
@@ -288,39 +364,90 @@ class DraftLengthPolicy:
 
         Args:
             sequences: records; None where the draft is not ready.
-            length: tokens that the draft would give each of the others.
+            lengths: tokens that the draft would give each of them.
             found: probability that each found token is accepted, all before it included.
         """
-        rows: list[_Row] = [
-            ([], False) if sequence is None else (self._reach(sequence)[:length], True)
-            for sequence in sequences
+        rows = [
+            _Row() if sequence is None else _Row(self._reach(sequence)[:length], True)
+            for sequence, length in zip(sequences, lengths, strict=True)
         ]
         chosen = [0] * len(rows)
-        if not self.adaptive:
+        account = self._account(len(rows))
+        if not self.adaptive or account is None or account.balance_s < 0:
             return chosen
-        best_rate = self._tokens_per_second(rows)
+        best_rate = MARGIN * len(rows) / self.alone_s(len(rows))
+        if any(lengths):
+            best_rate = max(best_rate, self._tokens_per_second(rows))
         for i in sorted(range(len(rows)), key=lambda i: -sum(found[i])):
             for num_found in range(1, len(found[i]) + 1):
-                row = (found[i][:num_found], False)
+                row = _Row(found[i][:num_found])
                 rate = self._tokens_per_second([*rows[:i], row, *rows[i + 1 :]])
                 if rate > best_rate:
                     best_rate, chosen[i] = rate, num_found
             if chosen[i]:
-                rows[i] = (found[i][: chosen[i]], False)
+                rows[i] = _Row(found[i][: chosen[i]])
         return chosen
+
+    def _rows(self, sequences: Sequence[AcceptanceEstimate | None]) -> list[_Row]:
+        """Each sequence with the longest proposal that it may get."""
+        return [_Row() if s is None else _Row(self._reach(s), True) for s in sequences]
+
+    def _plan(self, rows: Sequence[_Row]) -> _Plan | None:
+        """Who should get proposals, and how long ones; None while a cost is unknown."""
+        lengths = [0] * len(rows)
+        alone = rate = len(rows) / self.alone_s(len(rows))
+        least = MARGIN * alone
+        for length in range(1, self.max_draft_tokens + 1):
+            tried = [_Row()] * len(rows)
+            for count, i in enumerate(_by_hope(rows), 1):
+                tried[i] = rows[i]._replace(reached=rows[i].reached[:length])
+                found = self._tokens_per_second(tried)
+                if math.isnan(found):
+                    return None
+                if found > max(rate, least):
+                    best = set(_by_hope(rows)[:count])
+                    lengths = [length * (k in best) for k in range(len(rows))]
+                    rate = found
+        return _Plan(lengths, rate, alone)
+
+    def _probe(
+        self, rows: Sequence[_Row], alone: float, probe: bool, account: Account
+    ) -> list[int]:
+        """Short proposals for as many sequences as the account's allowance is enough for.
+
+        `alone`: expected tokens per second without any.
+        """
+        length = min(PROBE_TOKENS, self.max_draft_tokens)
+        lengths = [0] * len(rows)
+        full = [row._replace(reached=[1.0] * length) for row in rows]
+        promising = self.promising and self._tokens_per_second(full) > MARGIN * alone
+        if not (probe or promising):
+            return lengths
+        tried, paid_s = [_Row()] * len(rows), 0.0
+        for i in _by_hope(rows):
+            tried[i] = rows[i]._replace(reached=rows[i].reached[:length])
+            rate = self._tokens_per_second(tried)
+            tokens = sum(1.0 + sum(row.reached) for row in tried)
+            loss_s = tokens / rate - tokens / alone
+            if not account.spend(loss_s - paid_s):
+                break
+            lengths[i], paid_s = length, loss_s
+        if any(lengths) and not promising:
+            self._rest_longer()
+        return lengths
+
+    def _account(self, num_sequences: int) -> Account | None:
+        """For so many sequences; None before a round of the target alone was seen with about as
+        many.
+        """
+        alone_s = self.alone_s(num_sequences)
+        if math.isnan(alone_s):
+            return None
+        start = Account(START_ROUNDS * alone_s)
+        return self.accounts.setdefault(bucket(num_sequences), start)
 
     def _rest_longer(self) -> None:
         self.rest_rounds = min(2 * self.rest_rounds, MAX_REST_ROUNDS)
-
-    def _rates(self, reached: Sequence[Sequence[float]]) -> list[float] | None:
-        """Expected tokens per second of a round at each length, 0 first; None while a cost is
-        unknown.
-        """
-        rates = [
-            self._tokens_per_second([(row[:length], True) for row in reached])
-            for length in range(self.max_draft_tokens + 1)
-        ]
-        return None if any(map(math.isnan, rates)) else rates
 
     def _reach(self, sequence: AcceptanceEstimate) -> list[float]:
         return reach(self.acceptance, sequence, PRIOR_ACCEPTANCE, self.max_draft_tokens)
@@ -329,11 +456,18 @@ class DraftLengthPolicy:
         """Expected committed tokens of a round over its expected time; NaN while a cost is
         unknown.
         """
-        num_drafted = sum(is_drafted and len(reached) > 0 for reached, is_drafted in rows)
-        longest = max((len(reached) for reached, is_drafted in rows if is_drafted), default=0)
-        num_steps = self.steps(longest)
-        num_found = sum(len(reached) for reached, is_drafted in rows if not is_drafted)
-        seconds = self.verify_s(round(len(rows) + num_drafted * num_steps + num_found))
-        if num_drafted:
-            seconds += num_steps * self.draft_step_s(num_drafted)
-        return sum(1.0 + sum(reached) for reached, _ in rows) / seconds
+        drafted = [row for row in rows if row.is_drafted and row.reached]
+        num_steps = self.steps(max((len(row.reached) for row in drafted), default=0))
+        num_found = sum(len(row.reached) for row in rows if not row.is_drafted)
+        seconds = self.verify_s(round(len(rows) + len(drafted) * num_steps + num_found))
+        if drafted:
+            seconds += num_steps * self.draft_step_s(len(drafted))
+        if drafted or num_found:
+            seconds += self.overhead_s
+        return sum(1.0 + sum(row.reached) for row in rows) / seconds
+
+
+def _by_hope(rows: Sequence[_Row]) -> list[int]:
+    """Indices of the rows that can be drafted for, those first whose drafts are accepted most."""
+    ready = [i for i, row in enumerate(rows) if row.is_drafted]
+    return sorted(ready, key=lambda i: -sum(rows[i].reached))

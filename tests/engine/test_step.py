@@ -214,10 +214,10 @@ def test_another_device_changes_no_text(family: Family, is_draft_there: bool, de
     """The CPU's own texts, also where draft and target live apart."""
     if device == "cpu":
         pytest.skip("for --device cuda")
-    target = new_target(half_trained(family).to(device))
-    draft = new_draft(half_trained(family).to(device if is_draft_there else "cpu"))
-    loop = ReferenceLoop(target, new_drafter(draft, SURE, DraftLengthPolicy(8, adaptive=False)))
-    played = play(loop, all_starts())
+    where = torch.device(device), torch.device(device if is_draft_there else "cpu")
+    target, draft = (half_trained(family).to(place) for place in where)  # type: ignore[arg-type]  # untyped
+    drafter = new_drafter(new_draft(draft), SURE, DraftLengthPolicy(8, adaptive=False))
+    played = play(ReferenceLoop(new_target(target), drafter), all_starts())
     assert_same(played, baseline(family))
     assert played.statistics.num_accepted_tokens > 0
     assert num_rejected(played.statistics) > 0
@@ -527,7 +527,12 @@ def test_the_deepest_exit_of_the_same_model_is_always_accepted(temperature: floa
 class Scripted(DraftLengthPolicy):
     """Says nothing pays, three rounds long, and remembers when it was asked for a probe."""
 
-    def choose(self, sequences: Sequence[AcceptanceEstimate], probe: bool = False) -> list[int]:
+    def choose(
+        self,
+        sequences: Sequence[AcceptanceEstimate],
+        probe: bool = False,
+        unread: Sequence[int] | None = None,
+    ) -> list[int]:
         if sequences:
             self.rest_rounds = 3
             ASKED.append(probe)

@@ -339,8 +339,7 @@ def test_long_proposals_pay_where_the_draft_stops_itself() -> None:
     for _ in range(100):
         goes_on.record(AcceptanceEstimate(), 6, 6)
         goes_on.record(AcceptanceEstimate(), 6, 0)
-    row = ([0.5] * 6, True)
-    assert stops._tokens_per_second([row]) > goes_on._tokens_per_second([row])
+    assert rate(stops, 6) > rate(goes_on, 6)
     assert chosen(stops) == 6
 
 
@@ -349,27 +348,27 @@ def test_found_tokens_replace_drafted_ones_where_they_pay_more() -> None:
     sequence, good, poor = AcceptanceEstimate(), [0.9, 0.8, 0.7, 0.6], [0.3, 0.1]
     (length,) = policy.choose([sequence])
     assert length > 0
-    assert policy.look_up([sequence], length, [good]) == [4]
-    assert policy.look_up([sequence], length, [poor]) == [0]
-    assert policy.look_up([sequence], length, [[]]) == [0]
-    assert policy.look_up([None], length, [poor]) == [2], "better than nothing"
+    assert policy.look_up([sequence], [length], [good]) == [4]
+    assert policy.look_up([sequence], [length], [poor]) == [0]
+    assert policy.look_up([sequence], [length], [[]]) == [0]
+    assert policy.look_up([None], [0], [poor]) == [2], "better than nothing"
 
 
 def test_found_tokens_are_cut_where_the_target_slows_down() -> None:
     policy = informed(4, [0.0] * 4, 0.3, {1: 1.0, 2: 1.1, 3: 3.0, 5: 9.0})
-    assert policy.look_up([AcceptanceEstimate()], 0, [[0.9, 0.8, 0.7, 0.6]]) == [1]
+    assert policy.look_up([AcceptanceEstimate()], [0], [[0.9, 0.8, 0.7, 0.6]]) == [1]
     slower = informed(4, [0.0] * 4, 0.3, {1: 1.0, 2: 2.0})
-    assert slower.look_up([AcceptanceEstimate()], 0, [[0.9]]) == [0]
+    assert slower.look_up([AcceptanceEstimate()], [0], [[0.9]]) == [0]
 
 
 def test_each_sequence_of_a_round_takes_what_suits_it() -> None:
     policy = informed(3, [0.8] * 3, 0.01, {1: 1.0, 16: 1.0})
     rows = [AcceptanceEstimate(), AcceptanceEstimate(), None]
-    assert policy.look_up(rows, 3, [[0.2], [1.0] * 3, [0.5]]) == [0, 3, 1]
+    assert policy.look_up(rows, [3, 3, 0], [[0.2], [1.0] * 3, [0.5]]) == [0, 3, 1]
 
 
 def test_nothing_is_looked_up_at_a_fixed_length_or_before_costs_are_known() -> None:
     fixed = DraftLengthPolicy(4, adaptive=False)
     fixed.verify_s.record(1, 1.0)
-    assert fixed.look_up([None], 0, [[1.0]]) == [0]
-    assert DraftLengthPolicy(4).look_up([None], 0, [[1.0]]) == [0]
+    assert fixed.look_up([None], [0], [[1.0]]) == [0]
+    assert DraftLengthPolicy(4).look_up([None], [0], [[1.0]]) == [0]

@@ -43,7 +43,7 @@ def test_the_length_comes_close_to_the_best(
     acceptance: list[float], draft_step_s: float, verify_s: Callable[[int], float], num_rows: int
 ) -> None:
     world = World(DraftLengthPolicy(MAX_DRAFT_TOKENS), acceptance, draft_step_s, verify_s, num_rows)
-    assert world.best_rate() > 1.1 * world.rate_of([0])
+    assert world.best_rate() > 1.1 * world.rate_of(0)
     world.run(300)
     assert world.run(1000) > 0.95 * world.best_rate()
 
@@ -53,9 +53,9 @@ def test_a_hopeless_draft_costs_little_from_the_start(
     acceptance: list[float], draft_step_s: float, verify_s: Callable[[int], float], num_rows: int
 ) -> None:
     world = World(DraftLengthPolicy(MAX_DRAFT_TOKENS), acceptance, draft_step_s, verify_s, num_rows)
-    assert world.best_rate() < 1.01 * world.rate_of([0])
-    assert world.run(1000) > 0.95 * world.rate_of([0])
-    assert world.run(2000) > 0.97 * world.rate_of([0])
+    assert world.best_rate() < 1.01 * world.rate_of(0)
+    assert world.run(1000) > 0.95 * world.rate_of(0)
+    assert world.run(2000) > 0.97 * world.rate_of(0)
     lengths = world.lengths[-2000:]
     assert sum(length > 0 for length in lengths) < 0.05 * len(lengths)
     assert any(lengths), "it must be tried now and then"
@@ -68,7 +68,7 @@ def test_it_gives_up_and_comes_back_as_acceptance_falls_and_rises(seed: int) -> 
     assert world.run(100) > 0.97 * world.best_rate()
     world.acceptance = [0.03]
     world.run(150)
-    assert world.run(600) > 0.97 * world.rate_of([0])
+    assert world.run(600) > 0.97 * world.rate_of(0)
     assert world.lengths[-100:].count(0) >= 95
     world.acceptance = [0.9]
     world.run(600)  # the longest rest, twice
@@ -82,7 +82,7 @@ def test_it_gives_up_when_the_draft_becomes_slow(seed: int) -> None:
     world.run(300)
     world.draft_step_s = 2.0
     world.run(50)
-    assert world.run(1000) > 0.95 * world.rate_of([0])
+    assert world.run(1000) > 0.95 * world.rate_of(0)
     world.draft_step_s = 0.1
     world.run(1000)  # a few probes: the cost is a running mean
     assert world.run(200) > 0.95 * world.best_rate()
