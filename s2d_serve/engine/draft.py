@@ -23,7 +23,7 @@ from s2d_serve.speculation.exits import ExitPolicy
 from s2d_serve.speculation.params import TokenCounts
 from s2d_serve.speculation.sampling import sample
 
-MAX_UNREAD_TOKENS = 8
+MAX_UNREAD_TOKENS = 16
 """A sequence with more unread tokens is prefilled in idle time before it gets proposals again."""
 
 

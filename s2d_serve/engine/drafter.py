@@ -261,7 +261,7 @@ class Drafter:
                 continue
             num_made = record.num_output_tokens
             is_known = not math.isnan(saved_s)
-            if not record.is_wanted and (is_known or not any(hopes)):  # one is enough to find out
+            if is_known or record.is_wanted or not any(hopes):  # one is enough to find out
                 record.is_wanted = policy.pays_to_read(
                     saved_s,
                     num_unread,
@@ -269,6 +269,7 @@ class Drafter:
                     record.room + 1,
                     len(request.limits),
                     request.is_probe,
+                    record.is_wanted,
                 )
             hopes.append(record.is_wanted or not num_made)
         return hopes

@@ -81,9 +81,10 @@ class Account:
         spent on trying again.
         """
         self._pay(1.0)
-        self.allowance_s += REST_SHARE * seconds
         if self.balance_s < 0:
             self.balance_s += REST_SHARE * seconds
+        else:
+            self.allowance_s += REST_SHARE * seconds
 
     def spend(self, seconds: float) -> bool:
         """Take what trying costs out of the allowance, if it is enough."""

@@ -274,6 +274,7 @@ class DraftLengthPolicy:
         num_left: int,
         num_sequences: int = 1,
         probe: bool = False,
+        begun: bool = False,
     ) -> bool:
         """Whether drafting for a sequence will save more than reading it costs; then it is to be
         read.
@@ -284,6 +285,7 @@ class DraftLengthPolicy:
             num_made, num_left: output tokens so far, and allowed still.
             num_sequences: in the round.
             probe: read it also if the account allows it.
+            begun: it was to be read already, and the account knows.
         """
         if not self.adaptive or math.isnan(self.read_token_s):
             return True
@@ -292,10 +294,13 @@ class DraftLengthPolicy:
             return False
         expected = min(num_left, max(self.output_tokens - num_made, num_made))
         cost_s = num_unread * self.read_token_s
-        if account.balance_s >= 0 and (math.isnan(saved_s) or cost_s <= saved_s * expected):
-            account.borrow(cost_s, expected)
-            return True
-        return probe and account.spend(cost_s)
+        if math.isnan(saved_s) or cost_s <= saved_s * expected:
+            if begun:
+                return True
+            if account.balance_s >= account.debt_s:
+                account.borrow(cost_s, expected)
+                return True
+        return probe and (begun or account.spend(cost_s))
 
     def record_read(self, num_tokens: int, seconds: float) -> None:
         """Learn what reading costs."""

@@ -1,3 +1,4 @@
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,8 +7,16 @@ import pytest
 
 from s2d_serve.engine.draft import SortedDraft
 from s2d_serve.engine.drafter import Drafter, Pairing
-from s2d_serve.engine.messages import DraftRequest, Outcome, Proposal, SequenceStart, StepResult
+from s2d_serve.engine.messages import (
+    AloneCost,
+    DraftRequest,
+    Outcome,
+    Proposal,
+    SequenceStart,
+    StepResult,
+)
 from s2d_serve.engine.trunk import Trunk
+from s2d_serve.speculation.account import START_ROUNDS
 from s2d_serve.speculation.draft_length import MIN_REST_ROUNDS, PROBE_TOKENS, DraftLengthPolicy
 from s2d_serve.speculation.exits import LOOKUP_EXIT, ExitPolicy
 from s2d_serve.speculation.lookup import LookupEstimate
@@ -78,7 +87,7 @@ def test_targets_share_the_passes_and_keep_their_own_exits() -> None:
     assert {i: p.exits for i, p in small.proposals.items()} == {"a": (2, 2)}
     assert {i: p.exits for i, p in large.proposals.items()} == {"b": (4, 4, 4)}
     for target in ("small", "large"):
-        assert set(pairings[target].lengths.draft_step_s.seconds) == {10, 2, 1}, "tokens of a step"
+        assert set(pairings[target].lengths.draft_step_s.seconds) == {2, 1}, "sequences of a step"
     assert pairings["idle"].lengths.draft_step_s.seconds == {}
 
 
@@ -206,7 +215,8 @@ def slow_draft(target: Pairing) -> None:
     """Costs by which nothing pays."""
     for num_tokens in (1, 8):
         target.lengths.verify_s.record(num_tokens, 0.001)
-    target.lengths.draft_step_s.record(1, 10.0)
+    target.lengths.record_alone(1, 0.001)
+    target.lengths.draft_step_s.record(1, 0.002)
 
 
 def test_where_nothing_pays_the_draft_rests_until_it_is_probed() -> None:
@@ -217,12 +227,43 @@ def test_where_nothing_pays_the_draft_rests_until_it_is_probed() -> None:
     (rest,) = drafter.propose([DraftRequest("target", {"a": 9})])
     assert rest.rest_rounds > 0
     assert not any(proposal.token_ids for proposal in rest.proposals.values())
-    (probe,) = drafter.propose([DraftRequest("target", {"a": 9}, is_probe=True)])
+    probe = rest
+    rests = [rest.rest_rounds]
+    while probe.rest_rounds:  # until the rests have paid for it
+        (probe,) = drafter.propose([DraftRequest("target", {"a": 9}, is_probe=True)])
+        rests.append(probe.rest_rounds)
+    assert rests[:3] == [MIN_REST_ROUNDS, 2 * MIN_REST_ROUNDS, 4 * MIN_REST_ROUNDS]
     assert len(probe.proposals["a"].token_ids) == PROBE_TOKENS
-    assert probe.rest_rounds == 0
     drafter.learn("target", result(a=outcome_of(probe.proposals["a"], 0)))
     (longer,) = drafter.propose([DraftRequest("target", {"a": 9})])
     assert longer.rest_rounds > rest.rest_rounds
+
+
+def test_nothing_is_drafted_before_the_target_was_seen_alone() -> None:
+    pairing = Pairing(DEEP, DraftLengthPolicy(4))
+    drafter = new_drafter({"target": pairing})
+    drafter.open(new_start("a"), "target")
+    (draft,) = drafter.propose([DraftRequest("target", {"a": 9})])
+    assert draft.rest_rounds == MIN_REST_ROUNDS
+    alone = tuple(AloneCost(1, 1, 1.0, 1.0) for _ in range(3))
+    (draft,) = drafter.propose([DraftRequest("target", {"a": 9}, alone_costs=alone)])
+    assert len(draft.proposals["a"].token_ids) == PROBE_TOKENS
+
+
+def test_a_draft_that_loses_rests_whatever_it_promises() -> None:
+    """By its estimates it pays; by the clock it does not."""
+    drafter = costly_reading()
+    drafter.open(new_start("a"), "target")
+    lengths = drafter.pairings["target"].lengths
+    num_rounds = 0
+    while any(proposal.token_ids for proposal in ask(drafter, "a").values()):
+        proposal = ask(drafter, "a")["a"]
+        outcome = outcome_of(proposal, 1)
+        num_tokens = 1 + len(proposal.exits)
+        assert drafter.learn("target", StepResult({"a": outcome}, num_tokens, 1.0), 3.0) == ()
+        num_rounds += 1
+    assert num_rounds == START_ROUNDS + 1, "each loses a second"
+    assert lengths.accounts[1].balance_s < 0
 
 
 def test_nobody_rests_while_prompts_are_being_read() -> None:
@@ -244,6 +285,7 @@ def costly_reading(num_left: int = 100) -> Drafter:
     pairing = Pairing(DEEP, DraftLengthPolicy(4))
     for num_tokens in (1, 9):
         pairing.lengths.verify_s.record(num_tokens, 1.0)
+    pairing.lengths.record_alone(1, 1.0)
     pairing.lengths.draft_step_s.record(1, 0.1)
     pairing.lengths.record_read(10, 5.0)
     drafter = new_drafter({"target": pairing})
@@ -301,8 +343,12 @@ def test_reading_is_timed() -> None:
 
 def test_costs_of_passes_without_the_draft_are_learned() -> None:
     drafter = new_drafter()
-    drafter.propose([DraftRequest("target", {}, verify_costs=((3, 0.5), (1, 0.25)))])
-    assert drafter.pairings["target"].lengths.verify_s.seconds == {3: 0.5, 1: 0.25}
+    alone = AloneCost(2, 30, 0.5, 0.6), AloneCost(1, 1, 0.25, 0.3)
+    drafter.propose([DraftRequest("target", {}, alone_costs=alone)])
+    lengths = drafter.pairings["target"].lengths
+    assert lengths.verify_s.seconds == {30: 0.5, 1: 0.25}
+    assert lengths.alone_s(1) == 0.3
+    assert math.isnan(lengths.alone_s(2)), "prompts were read"
 
 
 def lookup_pairing() -> Pairing:
@@ -310,6 +356,8 @@ def lookup_pairing() -> Pairing:
     pairing = Pairing(DEEP, DraftLengthPolicy(4), LookupEstimate())
     for num_tokens in (1, 9):
         pairing.lengths.verify_s.record(num_tokens, 1.0)
+    for num_sequences in (1, 2):
+        pairing.lengths.record_alone(num_sequences, 1.0)
     pairing.lengths.draft_step_s.record(1, 10.0)
     return pairing
 

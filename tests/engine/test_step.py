@@ -193,6 +193,8 @@ VARIANTS = {
 def test_speculation_changes_no_text(family: Family, name: str) -> None:
     variant = VARIANTS[name]
     lengths = DraftLengthPolicy(variant.max_draft_tokens, variant.adaptive)
+    for num_sequences in range(1, len(PARAMS) + 1):
+        lengths.record_alone(num_sequences, 1000.0)  # beside such a target any draft pays
     loop = ReferenceLoop(
         new_target(half_trained(family), variant.prefill_chunk),
         new_drafter(new_draft(half_trained(family)), variant.exits, lengths),
@@ -240,6 +242,7 @@ def test_suffix_lookup_changes_no_text(family: Family) -> None:
     lengths.draft_step_s.record(1, 10.0)
     lengths.verify_s.record(1, 1.0)
     lengths.verify_s.record(30, 1.0)
+    lengths.record_alone(1, 2.0)
     drafter = new_drafter(new_draft(half_trained(family)), SURE, lengths)
     drafter.pairings["target"].lookup = LookupEstimate()
     song = (5, 9) * 12
@@ -529,9 +532,8 @@ class Scripted(DraftLengthPolicy):
 
     def choose(
         self,
-        sequences: Sequence[AcceptanceEstimate],
+        sequences: Sequence[AcceptanceEstimate | None],
         probe: bool = False,
-        unread: Sequence[int] | None = None,
     ) -> list[int]:
         if sequences:
             self.rest_rounds = 3

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from s2d_serve.speculation.draft_length import AcceptanceEstimate, DraftLengthPolicy
 
-MAX_UNREAD_TOKENS = 8
+MAX_UNREAD_TOKENS = 16
 """With more of them a sequence must be read before it is drafted for."""
 
 
@@ -68,8 +68,8 @@ class World:
         """Serve that many rounds; expected tokens per second of what was chosen in them."""
         for _ in range(num_rounds):
             self._round()
-        committed, seconds = zip(*self._rounds[-num_rounds:], strict=True)
-        return sum(committed) / sum(seconds)
+        rounds = self._rounds[-num_rounds:]
+        return sum(committed for committed, _ in rounds) / sum(seconds for _, seconds in rounds)
 
     def best_rate(self) -> float:
         """Expected tokens per second of the best fixed length, for all rows that are read."""
@@ -99,7 +99,8 @@ class World:
     def _expected(self, lengths: Sequence[int]) -> float:
         committed = 0.0
         for row, length in enumerate(lengths):
-            committed, reach = committed + 1.0, 1.0
+            committed += 1.0
+            reach = 1.0
             for position in range(length):
                 reach *= self._chance(row, position)
                 committed += reach
