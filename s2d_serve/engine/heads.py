@@ -30,10 +30,11 @@ class Translator(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Translate."""
-        normed = rms_norm(hidden, hidden.shape[-1:], self.input_norm, self.eps)
+        """Translate; norms in their weights' type, whatever autocasting gives the layers."""
+        kind = self.norm.dtype
+        normed = rms_norm(hidden.to(kind), hidden.shape[-1:], self.input_norm, self.eps)
         translated = self.map(normed) + self.up(silu(self.down(normed)))
-        return rms_norm(translated, hidden.shape[-1:], self.norm, self.eps)
+        return rms_norm(translated.to(kind), hidden.shape[-1:], self.norm, self.eps)
 
 
 def confidences(logits: Tensor) -> Tensor:
