@@ -402,16 +402,16 @@ class DraftLengthPolicy:
         lengths = [0] * len(rows)
         alone = rate = len(rows) / self.alone_s(len(rows))
         least = MARGIN * alone
+        order = _by_hope(rows)
         for length in range(1, self.max_draft_tokens + 1):
             tried = [_Row()] * len(rows)
-            for count, i in enumerate(_by_hope(rows), 1):
+            for count, i in enumerate(order, 1):
                 tried[i] = rows[i]._replace(reached=rows[i].reached[:length])
                 found = self._tokens_per_second(tried)
                 if math.isnan(found):
                     return None
                 if found > max(rate, least):
-                    best = set(_by_hope(rows)[:count])
-                    lengths = [length * (k in best) for k in range(len(rows))]
+                    lengths = [length * (k in order[:count]) for k in range(len(rows))]
                     rate = found
         return _Plan(lengths, rate, alone)
 
@@ -424,7 +424,7 @@ class DraftLengthPolicy:
         """
         length = min(PROBE_TOKENS, self.max_draft_tokens)
         lengths = [0] * len(rows)
-        full = [row._replace(reached=[1.0] * length) for row in rows]
+        full = [row._replace(reached=[1.0] * length) if row.is_drafted else row for row in rows]
         promising = self.promising and self._tokens_per_second(full) > MARGIN * alone
         if not (probe or promising):
             return lengths
