@@ -1,13 +1,18 @@
 """Executors in this process: what asking them how they are leaves behind."""
 
 import asyncio
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from s2d_serve.config import AppConfig
+from s2d_serve.engine.messages import DraftRequest, Outcome, SequenceStart, StepResult
 from s2d_serve.serving.draft_executor import DraftExecutor
+from s2d_serve.serving.messages import DraftCall, VerifyReply
 from s2d_serve.serving.target_executor import TargetExecutor
+from s2d_serve.speculation.params import SamplingParams
 
 
 @pytest.fixture
@@ -52,3 +57,32 @@ async def test_a_failed_self_test_keeps_no_slot(
             with pytest.raises(RuntimeError, match="no memory"):
                 await executor.status()
         assert (await executor.status()).num_sequences == 0
+
+
+async def test_a_round_with_proposals_is_booked_by_the_clock(config: AppConfig) -> None:
+    """From asking to the outcomes, whoever took the time; the next round is another one."""
+    assert config.draft is not None
+    draft = DraftExecutor(config.draft, {"tiny": config.targets["tiny"].speculation})
+    await draft.load()
+    lengths = draft._drafter.pairings["tiny"].lengths
+    assert 0 < lengths.read_token_s < 1
+    assert set(lengths.draft_step_s.seconds) == {1, 2, 4, 8, 16}
+    lengths.record_alone(1, 1.0)
+    start = SequenceStart("a", 0, (1, 2, 3), 3, SamplingParams(temperature=0.0), 30)
+    call = DraftCall("lane", 1, (start,), DraftRequest("tiny", {"a": 9}))
+    reply = await draft.propose(call, [])
+    proposal = reply.draft.proposals["a"]
+    assert len(proposal.token_ids) > 1
+    away_s, pass_s = 0.3, 0.1
+    await asyncio.sleep(away_s)
+    outcome = Outcome(3, (*proposal.token_ids, 7), len(proposal.token_ids), proposal.exits)
+    verified = VerifyReply((StepResult({"a": outcome}, 1 + len(proposal.exits), pass_s),))
+    await draft.receive("lane", 1, verified)
+    nothing: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    before = time.perf_counter()
+    await draft.propose(replace(call, round=2, joins=()), [nothing])
+    took_s = time.perf_counter() - before
+    account = lengths.accounts[1]
+    saved_s = len(outcome.token_ids) * 1.0 - away_s
+    assert saved_s - reply.seconds - took_s - 0.1 < account.balance_s - 2.0 <= saved_s
+    assert away_s - pass_s - 0.01 < lengths.overhead_s < away_s - pass_s + took_s + 0.1
