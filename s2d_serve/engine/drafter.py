@@ -4,7 +4,7 @@ outcomes teach.
 
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +22,8 @@ from s2d_serve.speculation.exits import LOOKUP_EXIT, ExitPolicy
 from s2d_serve.speculation.lookup import LookupEstimate, Match, SuffixLookup
 from s2d_serve.speculation.params import SamplingParams
 
+NUM_RECENT_ROUNDS = 64
+"""Reading pays over many rounds: it must do so with as many sequences as there were lately."""
 WARM_UP_TOKENS = 64
 """Read to learn what reading costs."""
 TRY_OUT_TOKENS = 4
@@ -36,6 +38,8 @@ class Pairing:
     lengths: DraftLengthPolicy
     lookup: LookupEstimate | None = None
     """None: every token is drafted."""
+    num_sequences: deque[int] = field(default_factory=lambda: deque(maxlen=NUM_RECENT_ROUNDS))
+    """Of the last rounds."""
 
 
 @dataclass(slots=True)
@@ -148,6 +152,8 @@ class Drafter:
         rests: list[int] = []
         for request in requests:
             policy = self.pairings[request.target].lengths
+            recent = self.pairings[request.target].num_sequences
+            recent += [*(cost.num_sequences for cost in request.alone_costs), len(request.limits)]
             for cost in request.alone_costs:
                 policy.verify_s.record(cost.num_tokens, cost.seconds)
                 if cost.num_tokens == cost.num_sequences:
@@ -256,13 +262,15 @@ class Drafter:
         """Decide which of the sequences that lag behind are worth reading: for each of them,
         whether it may be ready soon.
         """
-        policy = self.pairings[request.target].lengths
+        pairing = self.pairings[request.target]
+        policy, most = pairing.lengths, max(pairing.num_sequences)
         records = {i: self._records[i] for i in request.limits if self.draft.is_open(i)}
         savings = policy.savings(
             [records[i].drafted if i in records else None for i in request.limits]
+            + [None] * (most - len(request.limits))
         )
         hopes: list[bool] = []
-        for sequence_id, saved_s in zip(request.limits, savings, strict=True):
+        for sequence_id, saved_s in zip(request.limits, savings, strict=False):
             record = records.get(sequence_id)
             num_unread = self.draft.num_lagging(sequence_id)
             if record is None:
@@ -278,7 +286,7 @@ class Drafter:
                     num_unread,
                     num_made,
                     record.room + 1,
-                    len(request.limits),
+                    most,
                     request.is_probe,
                     record.is_wanted,
                 )

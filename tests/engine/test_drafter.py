@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from s2d_serve.engine.draft import SortedDraft
-from s2d_serve.engine.drafter import Drafter, Pairing
+from s2d_serve.engine.drafter import NUM_RECENT_ROUNDS, Drafter, Pairing
 from s2d_serve.engine.messages import (
     AloneCost,
     DraftRequest,
@@ -305,6 +305,18 @@ def test_a_sequence_is_read_where_drafting_saves_more_than_that(num_left: int, p
     drafter = costly_reading(num_left)
     assert (rest_of(drafter) == 0) == pays
     assert drafter.prefill() == pays
+
+
+def test_reading_must_pay_with_as_many_as_there_were_lately() -> None:
+    drafter = costly_reading()
+    for num_sequences in range(1, 9):
+        drafter.pairings["target"].lengths.record_alone(num_sequences, 1.0)
+    crowd = tuple(AloneCost(8, 8, 1.0, 1.0) for _ in range(3))
+    drafter.propose([DraftRequest("target", {"long": 9}, alone_costs=crowd)])
+    assert not drafter.prefill()
+    lonely = tuple(AloneCost(1, 1, 1.0, 1.0) for _ in range(NUM_RECENT_ROUNDS))
+    drafter.propose([DraftRequest("target", {"long": 9}, alone_costs=lonely)])
+    assert drafter.prefill()
 
 
 def test_what_is_too_costly_to_read_is_probed_ever_more_rarely() -> None:
