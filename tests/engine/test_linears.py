@@ -71,6 +71,7 @@ def test_a_bfloat16_token_alone_is_the_one_beside_others(bias: bool) -> None:
         assert torch.equal(steady(inputs), together)
         assert torch.equal(steady(inputs[:1]), together[:1])
         assert torch.equal(steady(inputs[0]), together[0])
+        assert steady(inputs[:0]).shape == (0, 1536), "a pass that reads and samples nothing"
     assert isinstance(prepare(whole), SteadyLinear if cpu_has_bfloat16() else nn.Linear)
 
 
