@@ -210,7 +210,7 @@ class Drafter:
         return False
 
     def try_out(self) -> bool:
-        """Read and draft a token for a sequence of our own; False if no slot is free."""
+        """Read and draft for a sequence of our own; False if no slot is free."""
         return self._try_out(1, 1) is not None
 
     def warm_up(self) -> None:
@@ -265,19 +265,21 @@ class Drafter:
         pairing = self.pairings[request.target]
         policy, most = pairing.lengths, max(pairing.num_sequences)
         records = {i: self._records[i] for i in request.limits if self.draft.is_open(i)}
+        for sequence_id, record in records.items():
+            if not self.draft.num_lagging(sequence_id):
+                record.is_wanted = False  # whether it pays to read is another question next time
+        if not any(map(self.draft.num_lagging, records)):
+            return []
         savings = policy.savings(
             [records[i].drafted if i in records else None for i in request.limits]
             + [None] * (most - len(request.limits))
         )
         hopes: list[bool] = []
         for sequence_id, saved_s in zip(request.limits, savings, strict=False):
-            record = records.get(sequence_id)
             num_unread = self.draft.num_lagging(sequence_id)
-            if record is None:
-                continue
             if not num_unread:
-                record.is_wanted = False  # whether it pays to read is another question next time
                 continue
+            record = records[sequence_id]
             num_made = record.num_output_tokens
             is_known = not math.isnan(saved_s)
             if is_known or record.is_wanted or not any(hopes):  # one is enough to find out

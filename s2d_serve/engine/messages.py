@@ -113,6 +113,11 @@ class StepResult:
     """Tokens in the pass, all sequences together."""
     seconds: float
 
+    @property
+    def num_committing(self) -> int:
+        """Sequences that got tokens."""
+        return sum(bool(outcome.token_ids) for outcome in self.outcomes.values())
+
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
@@ -148,3 +153,8 @@ class Draft:
     """By sequence; none for those whose prompt the draft has not read yet."""
     rest_rounds: int = 0
     """Rounds for which the target is faster alone; then ask again."""
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether anything is proposed."""
+        return any(proposal.token_ids for proposal in self.proposals.values())

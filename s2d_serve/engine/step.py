@@ -68,10 +68,11 @@ class ReferenceLoop:
         assert self.drafter is not None
         has_read = self.drafter.seconds_reading - self._seconds_reading
         self._seconds_reading += has_read
-        is_proposed = any(proposal.token_ids for proposal in draft.proposals.values())
-        self.drafter.learn(self.target_name, result, round_s - has_read if is_proposed else None)
-        num_sequences = sum(bool(outcome.token_ids) for outcome in result.outcomes.values())
-        if not is_proposed and result.num_tokens == num_sequences > 0:
+        self.drafter.learn(
+            self.target_name, result, round_s - has_read if draft.has_tokens else None
+        )
+        num_sequences = result.num_committing
+        if not draft.has_tokens and result.num_tokens == num_sequences > 0:
             lengths = self.drafter.pairings[self.target_name].lengths
             lengths.record_alone(num_sequences, round_s - has_read)
 

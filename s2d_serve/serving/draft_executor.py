@@ -47,7 +47,7 @@ class _Asked:
     seconds: float
     """Of the pass."""
     seconds_reading: float
-    """The drafter's, before it."""
+    """The drafter's, by then."""
 
 
 class DraftExecutor:
@@ -157,7 +157,7 @@ class DraftExecutor:
         seconds = time.perf_counter() - started
         asked = started, seconds, self._drafter.seconds_reading
         for turn, draft in zip(turns, drafts, strict=True):
-            if any(proposal.token_ids for proposal in draft.proposals.values()):
+            if draft.has_tokens:
                 self._asked[turn.call.lane_id] = _Asked(turn.call.round, *asked)
         return [
             (turn, DraftReply(draft, tuple(missing), seconds, started_s))

@@ -386,7 +386,7 @@ def _alone_costs(reply: VerifyReply, call_s: float) -> list[AloneCost]:
     beside_s = between_s / max(len(reply.results), 1)
     return [
         AloneCost(
-            sum(bool(outcome.token_ids) for outcome in result.outcomes.values()),
+            result.num_committing,
             result.num_tokens,
             result.seconds,
             result.seconds + beside_s,

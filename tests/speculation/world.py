@@ -4,10 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from s2d_serve.engine.draft import MAX_UNREAD_TOKENS
 from s2d_serve.speculation.draft_length import AcceptanceEstimate, DraftLengthPolicy
-
-MAX_UNREAD_TOKENS = 16
-"""With more of them a sequence must be read before it is drafted for."""
 
 
 def flat(num_tokens: int) -> float:
