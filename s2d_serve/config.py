@@ -4,7 +4,17 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from s2d_serve import cpu
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -54,12 +64,14 @@ class ModelConfig(Config):
     """Commit of a hub id (40 hex digits); required for hub ids, refused for the rest."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Expected digest of a `.gguf` or `pkg://` file."""
-    dtype: DType = "bfloat16"
-    """Type of weights and activations; float32 gives texts that are equal bit for bit."""
-    weight_rounding: Literal["none", "int8"] = "none"
-    """int8: each linear layer's weights are rounded to int8 per output channel and back."""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     """Where the weights live, in torch's words."""
+    dtype: DType = Field(default="auto", validate_default=True)
+    """Type of weights and activations; float32 gives texts that are equal bit for bit. auto:
+    bfloat16, but float32 on CPUs that cannot multiply it; whoever reads the file decides for all.
+    """
+    weight_rounding: Literal["none", "int8"] = "none"
+    """int8: each linear layer's weights are rounded to int8 per output channel and back."""
     num_threads: int = Field(default=0, ge=0, le=1024)
     """Threads of torch on the CPU; 0 takes every core, in turns with the others that do."""
     num_cpus: float = Field(default=0.1, ge=0)
@@ -72,6 +84,14 @@ class ModelConfig(Config):
     """How many of it run."""
     silence_s: float = Field(default=20.0, gt=0)
     """A model that gives no sign of life for so long ends its replica."""
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _is_decided(cls, dtype: object, info: ValidationInfo) -> object:
+        if dtype != "auto":
+            return dtype
+        on_cpu = info.data.get("device") == "cpu"
+        return "float32" if on_cpu and not cpu.has_bfloat16() else "bfloat16"
 
 
 class SpeculationConfig(Config):

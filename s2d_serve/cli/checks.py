@@ -11,10 +11,11 @@ from typing import Literal
 import psutil
 from packaging.requirements import Requirement
 
+from s2d_serve import cpu
 from s2d_serve.cli.output import size
 from s2d_serve.cli.ports import port_problem
 from s2d_serve.cli.weights import models_of, sources_of, to_do
-from s2d_serve.config import AppConfig
+from s2d_serve.config import AppConfig, DraftConfig
 from s2d_serve.deployment_file import DeploymentFile
 from s2d_serve.engine.calibration import mismatch, read_calibration
 from s2d_serve.engine.digests import cache_folder
@@ -78,8 +79,6 @@ def check_torch(config: AppConfig) -> Iterator[Finding]:
     except ImportError as error:
         yield Finding("fail", "torch", f"cannot be imported: {error}", "`pip install torch`")
         return
-    from s2d_serve.engine.linears import cpu_has_bfloat16  # it imports torch
-
     models = dict(models_of(config))
     on_gpu = [name for name, model in models.items() if model.device != "cpu"]
     build = f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"
@@ -92,14 +91,18 @@ def check_torch(config: AppConfig) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "torch", build)
-    on_cpu = [m for m in models.values() if m.device == "cpu" and m.dtype == "bfloat16"]
-    if on_cpu and not cpu_has_bfloat16():
+    slow = any(
+        model.device == "cpu" and model.dtype == "bfloat16"
+        for model in models.values()
+        if not (isinstance(model, DraftConfig) and model.quantization == "int4")
+    )
+    if slow and not cpu.has_bfloat16():
         yield Finding(
             "warn",
             "bfloat16",
             "this CPU has no arithmetic for it (AVX512-BF16, AMX or Arm's BF16)",
             "a pass over more tokens costs as many times more, so that no draft can pay: "
-            "`dtype: float32` is faster with one, at twice the memory",
+            "`dtype: auto` takes float32 here, faster with a draft and at twice the memory",
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from s2d_serve import cpu
 from s2d_serve.config import AppConfig, ModelConfig, SpeculationConfig
 from s2d_serve.engine.digests import DRAFT_TENSORS, file_sha256, weights_sha256
 from s2d_serve.engine.sources import describe, resolve
@@ -141,12 +142,7 @@ def _merged(settings: SpeculationConfig, entry: CalibratedTarget) -> Speculation
 
 
 def _processor() -> str:
-    """As /proc/cpuinfo names it, with what its arithmetic depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown processor"
-    fields = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in lines)}
-    flags = set(fields.get("flags", "").split())
+    """Its name, with what its arithmetic depends on."""
+    flags = cpu.flags()
     known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return " ".join([fields.get("model name", "unknown processor"), *known])
+    return " ".join([cpu.processor(), *known])

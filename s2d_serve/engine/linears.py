@@ -23,6 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from s2d_serve import cpu
+
 Quantization = Literal["none", "int8", "int4"]
 
 GROUP_SIZE = 32
@@ -133,12 +135,6 @@ def int8_scale(weight: Tensor) -> Tensor:
     return weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 (AVX512-BF16, AMX or Arm's BF16)."""
-    features = torch.cpu.get_capabilities()
-    return any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def as_linear(weight: Tensor) -> nn.Linear:
     """A layer with these weights, [out, in], not copied, and no bias."""
     rows, columns = weight.shape
@@ -195,4 +191,4 @@ def _can_be_packed(weight: Tensor) -> bool:
 
 
 def _can_be_steady(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and cpu_has_bfloat16()
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and cpu.has_bfloat16()

@@ -15,8 +15,9 @@ import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]  # no stubs
 from torch import Tensor, nn
 
+from s2d_serve import cpu
 from s2d_serve.engine.checkpoint import Checkpoint
-from s2d_serve.engine.linears import cpu_has_bfloat16, prepare_layers
+from s2d_serve.engine.linears import prepare_layers
 from s2d_serve.engine.trained import VOCABULARY, DraftShape, TrainedDraft
 from s2d_serve.training import checkpoint, closed_form, layer_search
 from s2d_serve.training.checkpoint import Progress
@@ -265,7 +266,7 @@ def _precision() -> str:
     """bfloat16 where the device multiplies it, else float32."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if cpu_has_bfloat16() else "no"
+    return "bf16" if cpu.has_bfloat16() else "no"
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

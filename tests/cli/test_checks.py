@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from s2d_serve import cpu
 from s2d_serve.cli import checks, diagnosis
 from s2d_serve.cli.checks import Finding
 from s2d_serve.config import AppConfig
@@ -67,10 +68,8 @@ def test_gpu_without_cuda_fails(args: Args, monkeypatch: pytest.MonkeyPatch) -> 
 def test_bfloat16_without_hardware_is_warned_of(
     args: Args, monkeypatch: pytest.MonkeyPatch, has_bf16: bool, levels: list[str]
 ) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
-    args["draft"]["dtype"] = "bfloat16"
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: has_bf16)
+    args["targets"]["tiny"]["dtype"] = "bfloat16"
     found = checks.check_torch(AppConfig.model_validate(args))
     assert [finding.level for finding in found] == levels
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from s2d_serve import cpu
 from s2d_serve.engine.linears import (
     MIN_PACKED_WEIGHTS,
     Int4Linear,
@@ -11,7 +12,6 @@ from s2d_serve.engine.linears import (
     PackedLinear,
     SteadyLinear,
     as_linear,
-    cpu_has_bfloat16,
     prepare,
     prepare_layers,
 )
@@ -72,7 +72,7 @@ def test_a_bfloat16_token_alone_is_the_one_beside_others(bias: bool) -> None:
         assert torch.equal(steady(inputs[:1]), together[:1])
         assert torch.equal(steady(inputs[0]), together[0])
         assert steady(inputs[:0]).shape == (0, 1536), "a pass that reads and samples nothing"
-    assert isinstance(prepare(whole), SteadyLinear if cpu_has_bfloat16() else nn.Linear)
+    assert isinstance(prepare(whole), SteadyLinear if cpu.has_bfloat16() else nn.Linear)
 
 
 def test_what_gains_nothing_stays_as_it_is() -> None:
