@@ -21,26 +21,22 @@ from loadtest import machine, service
 from loadtest.compare import compare
 from loadtest.generator import GeneratorError
 from loadtest.nullserver import serving
+from loadtest.options import KEY, SMOKE, URL, options_parser
 from loadtest.output import write_report
 from loadtest.prompts import OWN, read_prompts
 from loadtest.results import About, Report
 from loadtest.runner import ABOUT, LoadTest, Say
-from loadtest.scenario import FOLDER, Scenario, ScenarioError, load_scenario
+from loadtest.scenario import Scenario, ScenarioError, load_scenario
 from loadtest.started import started
 
 REPORTS = Path(__file__).parent / "reports"
-URL = "http://127.0.0.1:8000"
-KEY = "S2D_API_KEY"
-SMOKE = "smoke"
-"""The scenario if none is named."""
-
 GREEN, RED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _CONSOLE = Console(highlight=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the arguments say and exit: 0 all gates passed, 1 red, 2 cannot, 130 Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = options_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if options.compare:
@@ -109,7 +105,8 @@ def _new_about(options: argparse.Namespace, url: str) -> About:
     with service.connect(url, os.environ.get(KEY)) as client:
         cards = service.models(client)
     service.chosen(cards, scenario)  # says at once which target is not there
-    read_prompts(options.prompts)
+    prompts = options.prompts or OWN
+    read_prompts(prompts)
     return About(
         scenario_name=Path(options.scenario or SMOKE).stem,
         scenario=scenario,
@@ -120,7 +117,7 @@ def _new_about(options: argparse.Namespace, url: str) -> About:
         started=datetime.now().astimezone().isoformat(timespec="seconds"),
         machine=machine.describe(),
         models=tuple(cards),
-        prompts=str(options.prompts),
+        prompts=str(prompts),
         service_is_null=options.null,
     )
 
@@ -204,28 +201,3 @@ def _progress() -> Iterator[Say]:
 
 def _stamp() -> str:
     return datetime.now().strftime("%Y-%m-%d-%H%M%S")
-
-
-def _parser() -> argparse.ArgumentParser:
-    names = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-    parser = argparse.ArgumentParser(
-        "loadtest/run.py",
-        description="Throughput and latency of a running service, with speculation and without.",
-        epilog=f"A service that wants a key: {KEY}=... in the environment. "
-        "Exit code 0: all gates passed; 1: a gate failed; 2: it could not run; 130: Ctrl-C.",
-    )
-    add = parser.add_argument
-    add("scenario", nargs="?", help=f"{names}, or a .yaml file (default: smoke)")
-    add("--url", help=f"of the service (default: {URL})")
-    add("--prompts", type=Path, default=OWN, help="JSON lines as Spec-Bench has them")
-    add("--targets", help="names, comma-separated, instead of the scenario's")
-    add("--levels", help="clients, rates or sizes, comma-separated, instead of the scenario's")
-    add("--repeats", type=int, help="instead of the scenario's")
-    add("--max-tokens", type=int, help="instead of the scenario's")
-    add("--minutes", type=float, help="start no run after so many; --resume goes on later")
-    add("--out", type=Path, help="the report's folder (default: loadtest/reports/...)")
-    add("--resume", type=Path, metavar="FOLDER", help="go on with what is missing there")
-    add("--start", metavar="COMMAND", help="starts a service where none answers; ended at the end")
-    add("--null", action="store_true", help="against a server that answers at once, not --url")
-    add("--compare", nargs=2, metavar=("A", "B"), help="two reports: what changed from A to B")
-    return parser

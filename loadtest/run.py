@@ -2,7 +2,7 @@
 
 Stands on AIPerf, which sends the requests and takes the times; this folder adds scenarios, gates
 and reports. AIPerf wants an environment of its own (1.2 GB, no torch): the first run makes it under
-loadtest/.venv, in a minute or three, and goes on there. `--help` lists the rest.
+loadtest/.venv, in a minute or three, and goes on there. `--help` lists the rest, at once.
 
 Written by hand, since AIPerf does not do it: the few requests that compare texts with and without
 speculation, and the schedules of open loops. AIPerf draws arrivals itself, but then it does not say
@@ -39,6 +39,10 @@ def main() -> None:
     """Make the environment if it is not there, then go on in it."""
     if sys.version_info < (3, 11):  # noqa: UP036  # whoever runs it may have an older one
         sys.exit("Python 3.11 or newer is needed: /path/to/python3.11 loadtest/run.py")
+    sys.path.insert(0, str(HERE.parent))
+    from loadtest.options import options_parser
+
+    options_parser().parse_args()  # `--help` and mistakes need no installation
     python = HOME / ("Scripts" if os.name == "nt" else "bin") / "python"
     wanted = hashlib.sha256("\n".join(REQUIREMENTS).encode()).hexdigest()
     if not STAMP.exists() or STAMP.read_text() != wanted:

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-FOLDER = Path(__file__).parent / "scenarios"
-"""The scenarios that can be asked for by name."""
+from loadtest.options import SCENARIOS
 
 Traffic = Literal["separate", "even", "skewed"]
 """separate: one target at a time; even, skewed: all at once, in equal shares or the first most."""
@@ -129,9 +128,9 @@ def load_scenario(name: str, changes: Mapping[str, Any] | None = None) -> Scenar
 
     Raises: ScenarioError, in one line.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SCENARIOS / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in SCENARIOS.glob("*.yaml")))
         raise ScenarioError(f"no scenario {name!r}: there are {known}, or a path to a .yaml file")
     try:
         fields = yaml.safe_load(path.read_text("utf-8"))

@@ -17,7 +17,8 @@ from s2d_serve.engine.messages import (
     SequenceStart,
     StepResult,
 )
-from s2d_serve.speculation.draft_length import AcceptanceEstimate, DraftLengthPolicy
+from s2d_serve.speculation.draft_length import DraftLengthPolicy
+from s2d_serve.speculation.estimates import AcceptanceEstimate
 from s2d_serve.speculation.exits import LOOKUP_EXIT, ExitPolicy
 from s2d_serve.speculation.lookup import LookupEstimate, Match, SuffixLookup
 from s2d_serve.speculation.params import SamplingParams

@@ -154,7 +154,7 @@ class Router:
             except ReplicaLostError as lost:
                 self._meter.of(generation.target).migrations[lost.reason].inc()
                 extra = {"target": generation.target, "reason": lost.reason}
-                log.warning("a sequence is opened again: %s", lost.reason, extra=extra)
+                log.warning("a sequence is opened again: %s", lost, extra=extra)
                 await asyncio.sleep(min(REOPEN_PAUSE_S * 2**num_lost, deadline - time.monotonic()))
                 num_lost += 1
                 is_recovery = True

@@ -9,7 +9,7 @@ Source: the suffixes of SuffixDecoding, arXiv:2411.04975, within one sequence.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from s2d_serve.speculation.draft_length import PRIOR_WEIGHT, AcceptanceEstimate, reach
+from s2d_serve.speculation.estimates import PRIOR_WEIGHT, AcceptanceEstimate, reach
 
 MIN_MATCH = 2
 """Tokens that must be the same at the earlier place."""

@@ -14,7 +14,8 @@ from s2d_serve.engine.messages import DraftRequest, Outcome, Proposal, SequenceS
 from s2d_serve.engine.step import ReferenceLoop
 from s2d_serve.engine.target import TargetModel
 from s2d_serve.engine.trunk import Trunk
-from s2d_serve.speculation.draft_length import AcceptanceEstimate, DraftLengthPolicy
+from s2d_serve.speculation.draft_length import DraftLengthPolicy
+from s2d_serve.speculation.estimates import AcceptanceEstimate
 from s2d_serve.speculation.exits import LOOKUP_EXIT, ExitPolicy
 from s2d_serve.speculation.lookup import LookupEstimate
 from s2d_serve.speculation.params import SamplingParams

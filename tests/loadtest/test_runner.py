@@ -12,6 +12,7 @@ import pytest
 from loadtest import cli, generator, machine, output, service
 from loadtest.generator import Finished, GeneratorError
 from loadtest.nullserver import serving
+from loadtest.options import KEY
 from loadtest.prompts import OWN, read_prompts
 from loadtest.results import About, Report
 from loadtest.runner import LoadTest
@@ -186,7 +187,7 @@ def test_no_run_is_started_when_the_time_is_up(
 def test_the_key_is_sent_and_not_kept(
     tmp_path: Path, aiperf: FakeAIPerf, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(cli.KEY, "secret-word")
+    monkeypatch.setenv(KEY, "secret-word")
     with pytest.raises(SystemExit):
         cli.main(["smoke", "--null", "--repeats", "1", "--out", str(tmp_path)])
     assert all("--api-key secret-word" in call for call in aiperf.calls)

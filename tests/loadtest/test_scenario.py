@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.scenario import FOLDER, Closed, ScenarioError, load_scenario
+from loadtest.options import SCENARIOS
+from loadtest.scenario import Closed, ScenarioError, load_scenario
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCENARIOS.glob("*.yaml")))
 def test_shipped_ones_are_valid(name: str) -> None:
     scenario = load_scenario(name)
     assert scenario.repeats >= 3
@@ -16,7 +17,7 @@ def test_shipped_ones_are_valid(name: str) -> None:
 
 
 def test_there_are_those_that_are_promised() -> None:
-    names = {path.stem for path in FOLDER.glob("*.yaml")}
+    names = {path.stem for path in SCENARIOS.glob("*.yaml")}
     assert names == {"smoke", "sweep", "poisson", "mix", "burst", "cancel"}
     assert load_scenario("cancel").cancel is not None
     assert set(load_scenario("mix").traffic) == {"even", "skewed"}

@@ -6,18 +6,14 @@ from hypothesis import strategies as st
 
 from s2d_serve.speculation.account import REST_SHARE, START_ROUNDS
 from s2d_serve.speculation.draft_length import (
-    COST_WEIGHT,
-    DECAY,
     MARGIN,
     MAX_REST_ROUNDS,
     MIN_REST_ROUNDS,
     PRIOR_ACCEPTANCE,
     PROBE_TOKENS,
-    AcceptanceEstimate,
-    CostCurve,
     DraftLengthPolicy,
-    StepEstimate,
 )
+from s2d_serve.speculation.estimates import AcceptanceEstimate, CostCurve
 from tests.speculation.examples import fixed_examples
 from tests.speculation.world import flat
 
@@ -54,89 +50,6 @@ def chosen(policy: DraftLengthPolicy, num_rows: int = 1, probe: bool = False) ->
 
 
 # Acceptance
-
-
-def test_a_round_says_nothing_about_what_follows_a_rejection() -> None:
-    estimate = AcceptanceEstimate()
-    estimate.record(num_drafted=4, num_accepted=1)
-    assert (estimate.tried, estimate.accepted) == ([1.0, 1.0], [1.0, 0.0])
-    estimate.record(num_drafted=2, num_accepted=2)
-    assert estimate.tried == [1 + DECAY, 1 + DECAY]
-    assert estimate.accepted == [1 + DECAY, 1.0]
-    estimate.record(num_drafted=3, num_accepted=3)
-    assert estimate.tried[2] == estimate.accepted[2] == 1.0
-
-
-def test_what_is_no_longer_tried_is_forgotten() -> None:
-    estimate = AcceptanceEstimate()
-    for _ in range(50):
-        estimate.record(2, 1)
-    assert estimate.probability(1, prior=0.9, prior_weight=2.0) < 0.1
-    for _ in range(200):
-        estimate.record(1, 1)
-    assert estimate.probability(0, prior=0.5, prior_weight=2.0) > 0.9
-    assert estimate.probability(1, prior=0.9, prior_weight=2.0) == pytest.approx(0.9, abs=0.01)
-
-
-def test_an_estimate_weighs_its_record_against_the_prior() -> None:
-    estimate = AcceptanceEstimate(tried=[6.0], accepted=[3.0])
-    assert estimate.probability(0, prior=0.8, prior_weight=2.0) == pytest.approx(4.6 / 8)
-    assert estimate.probability(1, prior=0.8, prior_weight=2.0) == 0.8
-    assert AcceptanceEstimate().probability(0, prior=0.25, prior_weight=9.0) == 0.25
-
-
-@fixed_examples
-@given(st.lists(st.integers(0, 6).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n)))))
-def test_estimates_are_probabilities(rounds: list[tuple[int, int]]) -> None:
-    estimate = AcceptanceEstimate()
-    for num_drafted, num_accepted in rounds:
-        estimate.record(num_drafted, num_accepted)
-    for position in range(8):
-        assert 0.0 <= estimate.probability(position, 0.7, 2.0) <= 1.0
-
-
-# Costs
-
-
-def test_a_cost_curve_goes_through_its_points() -> None:
-    curve = CostCurve({2: 1.0, 4: 2.0, 10: 5.0})
-    assert [curve(n) for n in (2, 3, 4, 7, 10)] == [1.0, 1.5, 2.0, 3.5, 5.0]
-    assert curve(11) == curve(1000) == 5.0
-    assert curve(1) == 0.5
-    assert CostCurve({4: 2.0, 6: 2.2})(1) == pytest.approx(1.7)
-    assert CostCurve({4: 2.0, 6: 4.0})(1) == 1.0  # the line goes to -1: half of the least
-
-
-def test_a_lone_point_is_taken_everywhere() -> None:
-    assert math.isnan(CostCurve()(1))
-    curve = CostCurve()
-    curve.record(4, 2.0)
-    assert [curve(n) for n in (1, 3, 4, 5, 100)] == [2.0] * 5
-
-
-def test_a_cost_follows_new_measurements() -> None:
-    curve = CostCurve()
-    curve.record(4, 2.0)
-    curve.record(4, 3.0)
-    assert curve(4) == pytest.approx(2.0 + COST_WEIGHT)
-    for _ in range(50):
-        curve.record(4, 7.0)
-    assert curve(4) == pytest.approx(7.0, rel=1e-3)
-
-
-@fixed_examples
-@given(st.dictionaries(st.integers(1, 40), costs, min_size=1), st.integers(0, 50))
-def test_costs_stay_between_half_the_least_and_the_largest(
-    seconds: dict[int, float], num_tokens: int
-) -> None:
-    curve = CostCurve(dict(zip(sorted(seconds), sorted(seconds.values()), strict=True)))
-    least, largest = min(seconds.values()), max(seconds.values())
-    assert least / 2 <= curve(num_tokens) <= largest + 1e-12
-    assert curve(num_tokens) <= curve(num_tokens + 1) + 1e-12
-    assert all(curve(n) == pytest.approx(s) for n, s in curve.seconds.items())
-
-
-# The choice
 
 
 @settings(fixed_examples, max_examples=300)
@@ -395,25 +308,6 @@ def test_few_and_many_sequences_have_accounts_of_their_own() -> None:
 
 
 # Proposals that end early
-
-
-def test_a_position_where_the_draft_gave_up_gave_nothing() -> None:
-    estimate = AcceptanceEstimate()
-    estimate.record(2, 2, gave_up=True)
-    assert (estimate.tried, estimate.accepted) == ([1.0, 1.0, 1.0], [1.0, 1.0, 0.0])
-    rejected = AcceptanceEstimate()
-    rejected.record(2, 0, gave_up=True)  # what came after the rejection says nothing
-    assert (rejected.tried, rejected.accepted) == ([1.0], [0.0])
-
-
-def test_steps_are_counted_as_far_as_the_draft_goes() -> None:
-    steps = StepEstimate()
-    assert steps(4) == 4
-    for _ in range(200):
-        steps.record(1, gave_up=True)
-        steps.record(3, gave_up=False)
-    assert steps(1) == pytest.approx(1)
-    assert steps(3) == pytest.approx(1 + 2 * 0.5, abs=0.06)
 
 
 def test_long_proposals_pay_where_the_draft_stops_itself() -> None:

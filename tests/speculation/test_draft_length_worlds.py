@@ -5,7 +5,8 @@ from statistics import fmean
 
 import pytest
 
-from s2d_serve.speculation.draft_length import CostCurve, DraftLengthPolicy
+from s2d_serve.speculation.draft_length import DraftLengthPolicy
+from s2d_serve.speculation.estimates import CostCurve
 from tests.speculation.world import World, flat, rising, saturating
 
 MAX_DRAFT_TOKENS = 8
@@ -140,3 +141,23 @@ def test_a_draft_on_the_targets_own_cores_costs_little_however_many_there_are(
     )
     assert world.run(150) > 0.93 * world.rate_of(0)
     assert world.run(500) > 0.96 * world.rate_of(0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_good_draft_is_found_out_although_it_reads_slowly(seed: int) -> None:
+    """Nothing is known before it reads its first prompt: it is given a good chance, once."""
+    policy = DraftLengthPolicy(5)
+    policy.record_read(63, 63 * 0.015)
+    policy.draft_step_s.record(1, 0.07)
+    world = World(
+        policy,
+        [0.93],
+        0.065,
+        lambda num_tokens: 2.4 * SHARED_CORES(num_tokens),
+        seed=seed,
+        draft_token_s=0.005,
+        overhead_s=0.010,
+        prompt_length=62,
+        output_length=48,
+    )
+    assert world.run(150) > 1.1 * world.rate_of(0)

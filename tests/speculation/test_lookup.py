@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2d_serve.speculation.draft_length import AcceptanceEstimate
+from s2d_serve.speculation.estimates import AcceptanceEstimate
 from s2d_serve.speculation.lookup import (
     MAX_MATCH,
     MAX_PLACES,

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from s2d_serve.engine.draft import MAX_UNREAD_TOKENS
-from s2d_serve.speculation.draft_length import AcceptanceEstimate, DraftLengthPolicy
+from s2d_serve.speculation.draft_length import DraftLengthPolicy
+from s2d_serve.speculation.estimates import AcceptanceEstimate
 
 
 def flat(num_tokens: int) -> float:

@@ -1,0 +1,135 @@
+"""What a draft length is chosen by, estimated while serving: acceptance by position, steps of a
+proposal, seconds of a forward pass.
+"""
+
+import bisect
+import math
+from dataclasses import dataclass, field
+
+PRIOR_WEIGHT = 2.0
+DECAY = 0.95
+"""A round's weight after n more rounds is `DECAY`^n: about the last 20 rounds count."""
+SEQUENCE_PRIOR_WEIGHT = 8.0
+"""Rounds that the target's own record is worth beside a sequence's."""
+COST_WEIGHT = 0.2
+"""Weight of a new measurement in a running cost."""
+DRIFT_SHARE = 0.5
+"""How far, of one, the other sizes of a cost curve follow the one that was measured."""
+
+
+@dataclass(slots=True)
+class AcceptanceEstimate:
+    """Running probability that there is a draft token at each position and it is accepted, given
+    that those before it were.
+    """
+
+    tried: list[float] = field(default_factory=list)
+    accepted: list[float] = field(default_factory=list)
+    decay: float = DECAY
+
+    def record(self, num_drafted: int, num_accepted: int, gave_up: bool = False) -> None:
+        """One round: the positions after the first rejection say nothing, and what they said
+        before fades too, so that they are tried again.
+
+        `gave_up`: the draft was too unsure to go on; the position where it stopped gave nothing.
+        """
+        num_tried = min(num_drafted + gave_up, num_accepted + 1)
+        _count(self.tried, num_tried, num_tried, self.decay)
+        _count(self.accepted, num_accepted, num_tried, self.decay)
+
+    def probability(self, position: int, prior: float, prior_weight: float) -> float:
+        """Estimate for one position; positions without a record stand on the prior alone."""
+        if position >= len(self.tried):
+            return prior
+        return (self.accepted[position] + prior * prior_weight) / (
+            self.tried[position] + prior_weight
+        )
+
+
+def reach(
+    shared: AcceptanceEstimate, own: AcceptanceEstimate, prior: float, num_positions: int
+) -> list[float]:
+    """Probability that each position is accepted, all before it included.
+
+    Args:
+        shared, own: records of the target and of the sequence.
+        prior: of the first position; each further one starts from the one before it.
+    """
+    reached, product, estimate = [], 1.0, prior
+    for position in range(num_positions):
+        estimate = shared.probability(position, estimate, PRIOR_WEIGHT)
+        product *= own.probability(position, estimate, SEQUENCE_PRIOR_WEIGHT)
+        reached.append(product)
+    return reached
+
+
+@dataclass(slots=True)
+class StepEstimate:
+    """Running mean of the steps that a proposal takes, as a function of the length asked for: less
+    than that where the draft gives up earlier.
+    """
+
+    wanted: list[float] = field(default_factory=list)
+    taken: list[float] = field(default_factory=list)
+
+    def record(self, num_drafted: int, gave_up: bool) -> None:
+        """One proposal."""
+        _count(self.wanted, num_drafted + gave_up, num_drafted + gave_up)
+        _count(self.taken, num_drafted, num_drafted + gave_up)
+
+    def __call__(self, length: int) -> float:
+        """Expected steps of a proposal of this length; as many as asked for where none is known."""
+        steps, share = 0.0, 1.0
+        for position in range(length):
+            if position < len(self.wanted) and self.wanted[position] > 0:
+                share *= self.taken[position] / self.wanted[position]
+            steps += share
+        return steps
+
+
+def _count(counts: list[float], num_hits: int, size: int, decay: float = DECAY) -> None:
+    """Let all counts fade and add one to the first `num_hits`."""
+    counts.extend([0.0] * (size - len(counts)))
+    counts[:] = [c * decay + (i < num_hits) for i, c in enumerate(counts)]
+
+
+@dataclass(slots=True)
+class CostCurve:
+    """Seconds of a forward pass as a function of its number of tokens: measured points, linear
+    between them.
+    """
+
+    seconds: dict[int, float] = field(default_factory=dict)
+
+    def record(self, num_tokens: int, seconds: float) -> None:
+        """Add a measurement to the running mean at this size.
+
+        The other sizes follow halfway: what makes one slower (a longer context, a busy machine)
+        makes all slower.
+        """
+        known = self.seconds.get(num_tokens)
+        if known is None:
+            self.seconds[num_tokens] = seconds
+            return
+        new = known + COST_WEIGHT * (seconds - known)
+        drift = (new / known) ** DRIFT_SHARE
+        self.seconds = {size: cost * drift for size, cost in self.seconds.items()}
+        self.seconds[num_tokens] = new
+
+    def __call__(self, num_tokens: int) -> float:
+        """Estimate for a size; NaN as long as nothing was measured.
+
+        Below the smallest measured size the first two points go on in a line, to half its cost at
+        most; above the largest, its cost is taken as it is, so that larger sizes get tried; so is a
+        lone point's.
+        """
+        sizes = sorted(self.seconds)
+        if not sizes:
+            return math.nan
+        if num_tokens >= sizes[-1] or len(sizes) == 1:
+            return self.seconds[sizes[-1]]
+        above = max(bisect.bisect_left(sizes, num_tokens), 1)
+        low, high = sizes[above - 1], sizes[above]
+        share = (num_tokens - low) / (high - low)
+        cost = self.seconds[low] * (1 - share) + self.seconds[high] * share
+        return max(cost, self.seconds[sizes[0]] / 2)
