@@ -22,8 +22,8 @@ from s2d_serve.speculation.estimates import (
 )
 
 PRIOR_ACCEPTANCE = 0.9
-"""Of what was never tried: a draft that seems too poor to read a prompt would never be found out; the
-account bounds what that may cost.
+"""Of what was never tried: a draft that seems too poor to read a prompt would never be found out.
+The account bounds what that may cost.
 """
 TARGET_DECAY = 0.97
 """`DECAY` of a target's record over all its sequences: about the last 30 rounds, so that one
