@@ -41,6 +41,8 @@ class Pairing:
     """None: every token is drafted."""
     num_sequences: deque[int] = field(default_factory=lambda: deque(maxlen=NUM_RECENT_ROUNDS))
     """Of the last rounds."""
+    is_settled: bool = False
+    """What drafting costs was measured while the target was serving."""
 
 
 @dataclass(slots=True)
@@ -152,13 +154,15 @@ class Drafter:
         found: dict[str, Proposal] = {}
         rests: list[int] = []
         for request in requests:
-            policy = self.pairings[request.target].lengths
-            recent = self.pairings[request.target].num_sequences
+            pairing = self.pairings[request.target]
+            policy, recent = pairing.lengths, pairing.num_sequences
             recent += [*(cost.num_sequences for cost in request.alone_costs), len(request.limits)]
             for cost in request.alone_costs:
                 policy.verify_s.record(cost.num_tokens, cost.seconds)
                 if cost.num_tokens == cost.num_sequences:
                     policy.record_alone(cost.num_sequences, cost.round_s)
+            if request.is_probe and not pairing.is_settled:
+                pairing.is_settled = self._correct_costs()
             ready = {i: self._records[i] for i in request.limits if self.draft.is_ready(i)}
             chosen = policy.choose(
                 [ready[i].drafted if i in ready else None for i in request.limits],
@@ -219,18 +223,34 @@ class Drafter:
 
         What a library makes at its first use is no cost of drafting: the second time counts.
         """
-        num_tokens = min(WARM_UP_TOKENS, self.draft.trunk.cache.capacity - TRY_OUT_TOKENS)
-        self._try_out(1, num_tokens)
-        costs = self._try_out(1, num_tokens)
-        assert costs is not None, "no slot is taken yet"
-        if num_tokens > MAX_UNREAD_TOKENS:
-            for pairing in self.pairings.values():
-                pairing.lengths.record_read(num_tokens - 1, costs[0])
-        num_sequences = 1
+        self._try_out(1, self._num_warm_up_tokens)
+        self._correct_costs()
+        num_sequences = 2
         while costs := self._try_out(num_sequences, 1):
             for pairing in self.pairings.values():
                 pairing.lengths.draft_step_s.record(num_sequences, min(s for _, s in costs[1]))
             num_sequences *= 2
+
+    @property
+    def _num_warm_up_tokens(self) -> int:
+        return min(WARM_UP_TOKENS, self.draft.trunk.cache.capacity - TRY_OUT_TOKENS)
+
+    def _correct_costs(self) -> bool:
+        """Measure what reading and a draft step cost; False if no slot is free.
+
+        Done when a target first finds the draft not worth it: until then there are only the costs
+        of the start, when other models were loading on the same cores, and a draft that seems too
+        slow would never show that it is not.
+        """
+        costs = self._try_out(1, self._num_warm_up_tokens)
+        if costs is None:
+            return False
+        read_s, steps = costs
+        for pairing in self.pairings.values():
+            if self._num_warm_up_tokens > MAX_UNREAD_TOKENS:
+                pairing.lengths.read_token_s = read_s / (self._num_warm_up_tokens - 1)
+            pairing.lengths.draft_step_s.correct(1, min(s for _, s in steps))
+        return True
 
     def _try_out(
         self, num_sequences: int, num_prompt_tokens: int

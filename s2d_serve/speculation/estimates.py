@@ -116,6 +116,12 @@ class CostCurve:
         self.seconds = {size: cost * drift for size, cost in self.seconds.items()}
         self.seconds[num_tokens] = new
 
+    def correct(self, num_tokens: int, seconds: float) -> None:
+        """Take this measurement for true; the other sizes were wrong by as much."""
+        error = seconds / self.seconds.get(num_tokens, seconds)
+        self.seconds = {size: cost * error for size, cost in self.seconds.items()}
+        self.seconds[num_tokens] = seconds
+
     def __call__(self, num_tokens: int) -> float:
         """Estimate for a size; NaN as long as nothing was measured.
 

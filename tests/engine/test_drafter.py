@@ -288,6 +288,7 @@ def costly_reading(num_left: int = 100) -> Drafter:
     pairing.lengths.record_alone(1, 1.0)
     pairing.lengths.draft_step_s.record(1, 0.1)
     pairing.lengths.record_read(10, 5.0)
+    pairing.is_settled = True
     drafter = new_drafter({"target": pairing})
     drafter.open(replace(new_start("long", 30), max_tokens=num_left + 1), "target")
     drafter.learn("target", StepResult({"long": Outcome(30, (7,))}, 1, 1.0))
@@ -317,6 +318,21 @@ def test_reading_must_pay_with_as_many_as_there_were_lately() -> None:
     lonely = tuple(AloneCost(1, 1, 1.0, 1.0) for _ in range(NUM_RECENT_ROUNDS))
     drafter.propose([DraftRequest("target", {"long": 9}, alone_costs=lonely)])
     assert drafter.prefill()
+
+
+def test_costs_of_a_busy_start_are_corrected_when_they_forbid_drafting() -> None:
+    drafter = costly_reading()
+    pairing = drafter.pairings["target"]
+    pairing.is_settled = False
+    pairing.lengths.draft_step_s.seconds = {1: 50.0, 2: 100.0}
+    assert rest_of(drafter) > 0
+    assert pairing.lengths.read_token_s == 0.5
+    assert rest_of(drafter, probe=True) == 0
+    assert pairing.lengths.read_token_s < 0.05
+    one, two = (pairing.lengths.draft_step_s.seconds[n] for n in (1, 2))
+    assert one < 0.5
+    assert two == pytest.approx(2 * one)
+    assert drafter.prefill(), "it pays now"
 
 
 def test_what_is_too_costly_to_read_is_probed_ever_more_rarely() -> None:
