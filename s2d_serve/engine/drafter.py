@@ -41,6 +41,8 @@ class Pairing:
     """None: every token is drafted."""
     num_sequences: deque[int] = field(default_factory=lambda: deque(maxlen=NUM_RECENT_ROUNDS))
     """Of the last rounds."""
+    seconds_reading: float = 0.0
+    """Of the draft, up to the last round."""
     is_settled: bool = False
     """What drafting costs was measured while the target was serving."""
 
@@ -157,9 +159,11 @@ class Drafter:
             pairing = self.pairings[request.target]
             policy, recent = pairing.lengths, pairing.num_sequences
             recent += [*(cost.num_sequences for cost in request.alone_costs), len(request.limits)]
+            has_rested = pairing.seconds_reading == self.seconds_reading  # its cores were free
+            pairing.seconds_reading = self.seconds_reading
             for cost in request.alone_costs:
                 policy.verify_s.record(cost.num_tokens, cost.seconds)
-                if cost.num_tokens == cost.num_sequences:
+                if cost.num_tokens == cost.num_sequences and has_rested:
                     policy.record_alone(cost.num_sequences, cost.round_s)
             if request.is_probe and not pairing.is_settled:
                 pairing.is_settled = self._correct_costs()

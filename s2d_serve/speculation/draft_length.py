@@ -130,7 +130,7 @@ class DraftLengthPolicy:
             self._rest_longer()
         account = self._account(num_sequences)
         if account is not None:
-            account.rest(self.rest_rounds * self.alone_s(num_sequences))
+            account.rest(self.rest_rounds * self._alone_s(num_sequences))
         return self.rest_rounds
 
     def savings(self, sequences: Sequence[AcceptanceEstimate | None]) -> list[float]:
@@ -208,7 +208,7 @@ class DraftLengthPolicy:
         """
         account = self._account(num_sequences)
         if account is not None:
-            alone_s = self.alone_s(num_sequences)
+            alone_s = self._alone_s(num_sequences)
             saved_s = num_committed / num_sequences * alone_s - seconds
             account.settle(saved_s, num_drafted_for, alone_s)
 
@@ -262,7 +262,7 @@ class DraftLengthPolicy:
         account = self._account(len(rows))
         if not self.adaptive or account is None or account.balance_s < 0:
             return chosen
-        best_rate = MARGIN * len(rows) / self.alone_s(len(rows))
+        best_rate = MARGIN * len(rows) / self._alone_s(len(rows))
         if any(lengths):
             best_rate = max(best_rate, self._tokens_per_second(rows))
         for i in sorted(range(len(rows)), key=lambda i: -sum(found[i])):
@@ -282,7 +282,7 @@ class DraftLengthPolicy:
     def _plan(self, rows: Sequence[_Row]) -> _Plan | None:
         """Who should get proposals, and how long ones; None while a cost is unknown."""
         lengths = [0] * len(rows)
-        alone = rate = len(rows) / self.alone_s(len(rows))
+        alone = rate = len(rows) / self._alone_s(len(rows))
         least = MARGIN * alone
         order = _by_hope(rows)
         for length in range(1, self.max_draft_tokens + 1):
@@ -327,11 +327,20 @@ class DraftLengthPolicy:
         """For so many sequences; None before a round of the target alone was seen with about as
         many.
         """
-        alone_s = self.alone_s(num_sequences)
+        alone_s = self._alone_s(num_sequences)
         if math.isnan(alone_s):
             return None
         start = Account(START_ROUNDS * alone_s)
         return self.accounts.setdefault(bucket(num_sequences), start)
+
+    def _alone_s(self, num_sequences: int) -> float:
+        """Seconds of a round of the target alone, as it would be now; NaN as long as none was seen.
+
+        While drafting pays there are none: then its pass, as rounds with proposals show it, is what
+        it takes at most, with what they take beside their passes.
+        """
+        now_s = self.verify_s(num_sequences) + self.overhead_s
+        return min(self.alone_s(num_sequences), now_s)
 
     def _rest_longer(self) -> None:
         self.rest_rounds = min(2 * self.rest_rounds, MAX_REST_ROUNDS)

@@ -320,6 +320,19 @@ def test_reading_must_pay_with_as_many_as_there_were_lately() -> None:
     assert drafter.prefill()
 
 
+def test_rounds_beside_a_draft_that_reads_say_nothing_of_the_target_alone() -> None:
+    drafter = costly_reading()
+    lengths = drafter.pairings["target"].lengths
+    lengths.read_token_s = 0.001
+    slow, fast = (AloneCost(1, 1, pass_s, pass_s) for pass_s in (9.0, 1.0))
+    drafter.propose([DraftRequest("target", {"long": 9})])
+    assert drafter.prefill()
+    drafter.propose([DraftRequest("target", {"long": 9}, alone_costs=(slow, slow))])
+    assert list(lengths.alone_s.rounds[1]) == [1.0]
+    drafter.propose([DraftRequest("target", {"long": 9}, alone_costs=(fast,))])
+    assert list(lengths.alone_s.rounds[1]) == [1.0, 1.0]
+
+
 def test_costs_of_a_busy_start_are_corrected_when_they_forbid_drafting() -> None:
     drafter = costly_reading()
     pairing = drafter.pairings["target"]

@@ -68,6 +68,7 @@ async def test_a_round_with_proposals_is_booked_by_the_clock(config: AppConfig) 
     assert 0 < lengths.read_token_s < 1
     assert set(lengths.draft_step_s.seconds) == {1, 2, 4, 8, 16}
     lengths.record_alone(1, 1.0)
+    lengths.verify_s.record(1, 1.0)
     start = SequenceStart("a", 0, (1, 2, 3), 3, SamplingParams(temperature=0.0), 30)
     call = DraftCall("lane", 1, (start,), DraftRequest("tiny", {"a": 9}))
     reply = await draft.propose(call, [])

@@ -1,10 +1,11 @@
 import math
+from collections import deque
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2d_serve.speculation.account import REST_SHARE, START_ROUNDS
+from s2d_serve.speculation.account import REST_SHARE, START_ROUNDS, AloneRounds
 from s2d_serve.speculation.draft_length import (
     MARGIN,
     MAX_REST_ROUNDS,
@@ -296,6 +297,17 @@ def test_rounds_that_lose_end_drafting_and_rests_allow_it_again() -> None:
         rested += policy.rest(probe=True)
     lost_s = 3 - START_ROUNDS
     assert lost_s <= REST_SHARE * rested < 3 * lost_s
+
+
+def test_savings_are_set_against_what_the_target_would_take_now() -> None:
+    """Its rounds alone were slow once; while drafting pays there are no others."""
+    policy = informed(4, [0.9] * 4, 0.1, {1: 1.0, 9: 1.0})
+    policy.verify_s.record(1, 1.0)
+    policy.alone_s = AloneRounds({1: deque([3.0])})
+    policy.record_overhead(0.5)
+    policy.record_round(1, 2, 2, 2.0)
+    (account,) = policy.accounts.values()
+    assert account.balance_s == pytest.approx(START_ROUNDS * 1.5 + 2 * 1.5 - 2.0)
 
 
 def test_few_and_many_sequences_have_accounts_of_their_own() -> None:
