@@ -23,7 +23,7 @@ from s2d_serve.speculation.exits import LOOKUP_EXIT, ExitPolicy
 from s2d_serve.speculation.lookup import LookupEstimate, Match, SuffixLookup
 from s2d_serve.speculation.params import SamplingParams
 
-NUM_RECENT_ROUNDS = 64
+NUM_RECENT_ROUNDS = 32
 """Reading pays over many rounds: it must do so with as many sequences as there were lately."""
 WARM_UP_TOKENS = 64
 """Read to learn what reading costs."""
