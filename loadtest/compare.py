@@ -39,7 +39,10 @@ def compare(first: Report, second: Report) -> str:
 
 def _differing(a: Scenario, b: Scenario) -> list[str]:
     """What of two scenarios makes other requests, or fewer of them."""
-    names = ("load", "traffic", "max_tokens", "temperature", "seed", "cancel", "warmup_requests")
+    names = (
+        "load", "traffic", "max_tokens", "temperature", "seed", "cancel", "rehearse",
+        "warmup_requests",
+    )  # fmt: skip
     return [
         f"{name} ({getattr(a, name)}; {getattr(b, name)})"
         for name in names

@@ -21,17 +21,21 @@ class Cell(BaseModel):
     level: float
     arm: Arm
     repeat: int
+    is_rehearsal: bool = False
+    """Nothing of it counts."""
 
     @property
     def name(self) -> str:
         """A folder's name."""
         who = self.targets[0] if self.traffic == "separate" else self.traffic
         safe = "".join(c if c.isalnum() or c in "-." else "-" for c in who)
-        return f"{safe}-{self.level:g}-{self.repeat}-{self.arm}"
+        which = "rehearsal" if self.is_rehearsal else f"{self.repeat}-{self.arm}"
+        return f"{safe}-{self.level:g}-{which}"
 
 
 def plan(scenario: Scenario, targets: Sequence[str]) -> list[Cell]:
-    """All runs: whole repeats one after the other, off and on next to each other in each.
+    """All runs: a rehearsal if there is one, then whole repeats one after the other, off and on
+    next to each other in each.
 
     What drifts over the hours then meets both arms, and a run that is cut short has whole repeats.
     """
@@ -39,11 +43,23 @@ def plan(scenario: Scenario, targets: Sequence[str]) -> list[Cell]:
     for traffic in scenario.traffic:
         alone = [(name,) for name in targets] if traffic == "separate" else [tuple(targets)]
         groups += [(traffic, group) for group in alone]
-    return [
+    loads = [(*group, level) for group in groups for level in scenario.load.levels]
+    rehearsal = [
+        Cell(
+            targets=group,
+            traffic=traffic,
+            level=level,
+            arm="on",
+            repeat=scenario.repeats,  # prompts of its own
+            is_rehearsal=True,
+        )
+        for traffic, group, level in loads
+        if scenario.rehearse
+    ]
+    return rehearsal + [
         Cell(targets=group, traffic=traffic, level=level, arm=arm, repeat=repeat)
         for repeat in range(scenario.repeats)
-        for traffic, group in groups
-        for level in scenario.load.levels
+        for traffic, group, level in loads
         for arm in ("off", "on")
     ]
 

@@ -67,11 +67,12 @@ class LoadTest:
     def report(self, ended_by: str | None = None) -> Report:
         """The report of what the folder has; `ended_by`: the error that ended the test early."""
         cells = self.cells
-        runs = [
+        done = [
             CellResult.model_validate_json(path.read_text("utf-8"))
             for cell in cells
             if (path := self.folder / cell.name / CELL).exists()
         ]
+        runs = [run for run in done if not run.cell.is_rehearsal]
         calibrated = self._read(CALIBRATION)
         calibration = Calibration.model_validate_json(calibrated) if calibrated else None
         texts = tuple(
@@ -83,9 +84,9 @@ class LoadTest:
         levels = tuple(summary.levels(runs, self.scenario.slo))
         return Report(
             about=self.about,
-            complete=len(runs) == len(cells) and calibration is not None,
+            complete=len(done) == len(cells) and calibration is not None,
             ended_by=ended_by,
-            runs=f"{len(runs)} of {len(cells)}",
+            runs=f"{len(done)} of {len(cells)}",
             verdict=judge(self.about.models, runs, levels, texts, limit, self.scenario.bounds),
             texts=texts,
             calibration=calibration,

@@ -100,6 +100,10 @@ class Scenario(_Part):
     """Names; first, all: of those that the service lists."""
     repeats: int = Field(3, ge=1)
     """Pairs of runs at each level; three and more give intervals."""
+    rehearse: bool = False
+    """A pass over all levels with speculation comes first and is not counted: what to draft is
+    learnt while serving, for each number of sequences.
+    """
     warmup_requests: int = Field(2, ge=0)
     """Before each run, not counted."""
     max_tokens: int = Field(64, ge=2)

@@ -72,6 +72,8 @@ def _speedups(report: Report) -> Table:
         "Student's t over the pairs' logarithms. Of output tokens/s; where arrivals or other "
         "targets set those, of one over the mean end-to-end time."
     )
+    if report.about.scenario.rehearse:
+        note += " A pass over all levels with speculation came first and is not counted."
     return Table("Speedup", ("target", level_name(report), "on / off", "pairs"), rows, note)
 
 

@@ -136,15 +136,17 @@ class SortedDraft:
         return sequence is not None and not sequence.is_sure
 
     @torch.inference_mode()
-    def prefill(self, sequence_id: str) -> int:
+    def prefill(self, sequence_id: str, max_tokens: int | None = None) -> int:
         """Read a chunk of a sequence that lags behind, in all its segments: the tokens read.
 
         The last token is left for the draft to go on from.
+
+        `max_tokens`: at most so many, where `prefill_chunk` is more.
         """
         if not (num_unread := self.num_lagging(sequence_id)):
             return 0
         sequence = self.sequences[sequence_id]
-        chunk = min(self.prefill_chunk, num_unread)
+        chunk = min(self.prefill_chunk, num_unread, max_tokens or num_unread)
         for segment in range(len(sequence.filled)):
             self._run_segment(segment, [sequence], chunk)
         return chunk

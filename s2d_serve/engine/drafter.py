@@ -25,8 +25,12 @@ from s2d_serve.speculation.params import SamplingParams
 
 NUM_RECENT_ROUNDS = 32
 """Reading pays over many rounds: it must do so with as many sequences as there were lately."""
-WARM_UP_TOKENS = 64
+WARM_UP_TOKENS = 32
 """Read to learn what reading costs."""
+MAX_READ_S = 0.25
+"""Of a chunk: a round that comes meanwhile has to wait."""
+MIN_READ_TOKENS = 16
+"""Of a chunk, however slow: fewer cost more, each."""
 TRY_OUT_TOKENS = 4
 """Room for what is drafted after it."""
 
@@ -211,10 +215,12 @@ class Drafter:
         for sequence_id, record in self._records.items():
             if record.num_output_tokens and record.is_wanted and not record.is_looked_up:
                 started = time.perf_counter()
-                if num_read := self.draft.prefill(sequence_id):
+                lengths = self.pairings[record.target].lengths
+                max_tokens = lengths.tokens_read_in(MAX_READ_S, MIN_READ_TOKENS)
+                if num_read := self.draft.prefill(sequence_id, max_tokens):
                     seconds = time.perf_counter() - started
                     self.seconds_reading += seconds
-                    self.pairings[record.target].lengths.record_read(num_read, seconds)
+                    lengths.record_read(num_read, seconds)
                     return True
         return False
 

@@ -41,6 +41,12 @@ many estimates is one that errs upwards.
 """
 
 
+READ_MARGIN = 1.5
+"""How many times its cost reading must promise to save: the target waits for chunks, or shares its
+cores with them, and an output may end early.
+"""
+
+
 class _Row(NamedTuple):
     """One sequence's share of a round."""
 
@@ -176,13 +182,19 @@ class DraftLengthPolicy:
             return False
         expected = min(num_left, max(self.output_tokens - num_made, num_made))
         cost_s = num_unread * self.read_token_s
-        if math.isnan(saved_s) or cost_s <= saved_s * expected:
+        if math.isnan(saved_s) or READ_MARGIN * cost_s <= saved_s * expected:
             if begun:
                 return True
             if account.balance_s >= account.debt_s:
                 account.borrow(cost_s, expected)
                 return True
         return probe and (begun or account.spend(cost_s))
+
+    def tokens_read_in(self, seconds: float, least: int) -> int | None:
+        """As many as can be read in this time, but the least at least; None: not known."""
+        if math.isnan(self.read_token_s):
+            return None
+        return max(int(seconds / self.read_token_s), least)
 
     def record_read(self, num_tokens: int, seconds: float) -> None:
         """Learn what reading costs."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from s2d_serve.engine.draft import SortedDraft
-from s2d_serve.engine.drafter import NUM_RECENT_ROUNDS, Drafter, Pairing
+from s2d_serve.engine.drafter import MIN_READ_TOKENS, NUM_RECENT_ROUNDS, Drafter, Pairing
 from s2d_serve.engine.messages import (
     AloneCost,
     DraftRequest,
@@ -306,6 +306,19 @@ def test_a_sequence_is_read_where_drafting_saves_more_than_that(num_left: int, p
     drafter = costly_reading(num_left)
     assert (rest_of(drafter) == 0) == pays
     assert drafter.prefill() == pays
+
+
+def test_a_slow_draft_reads_in_small_chunks_so_that_no_round_waits_long() -> None:
+    drafter = costly_reading()
+    drafter.propose([DraftRequest("target", {"long": 9})])
+    lengths = drafter.pairings["target"].lengths
+    unread = []
+    lengths.read_token_s = 0.5
+    while drafter.prefill():
+        unread.append(drafter.draft.num_lagging("long"))
+        lengths.read_token_s = 0.5
+    assert unread == [30 - MIN_READ_TOKENS, 0]
+    assert lengths.tokens_read_in(1.0, 1) == 2
 
 
 def test_reading_must_pay_with_as_many_as_there_were_lately() -> None:

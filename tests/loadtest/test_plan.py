@@ -16,6 +16,20 @@ def test_off_and_on_take_turns_within_each_repeat() -> None:
     assert len({cell.name for cell in cells}) == len(cells)
 
 
+def test_a_rehearsal_comes_first_with_prompts_of_its_own() -> None:
+    load = {"kind": "closed", "levels": [1, 2], "requests_per_client": 1}
+    cells = plan(scenario(load=load, repeats=1, rehearse=True), ["a"])
+    assert [(cell.level, cell.arm, cell.repeat, cell.is_rehearsal) for cell in cells] == [
+        (1, "on", 1, True),
+        (2, "on", 1, True),
+        (1, "off", 0, False),
+        (1, "on", 0, False),
+        (2, "off", 0, False),
+        (2, "on", 0, False),
+    ]
+    assert len({cell.name for cell in cells}) == len(cells)
+
+
 def test_mixed_traffic_has_all_targets_in_one_run() -> None:
     cells = plan(scenario(traffic=["even", "skewed"], repeats=1), ["a", "b", "c"])
     assert [cell.targets for cell in cells] == [("a", "b", "c")] * 4

@@ -69,9 +69,12 @@ def url() -> Iterator[str]:
         yield found
 
 
-def load_test(url: str, folder: Path, ends_at_s: float = float("inf")) -> LoadTest:
+def load_test(
+    url: str, folder: Path, ends_at_s: float = float("inf"), rehearse: bool = False
+) -> LoadTest:
     about = About(
-        scenario_name="example", scenario=scenario(text_prompts=1), url=url, command="run",
+        scenario_name="example", scenario=scenario(text_prompts=1, rehearse=rehearse),
+        url=url, command="run",
         commit=None, aiperf=None, started=datetime.now().isoformat(), machine={},
         models=({"id": "null"},), prompts=str(OWN),
     )  # fmt: skip
@@ -94,6 +97,16 @@ def test_calibration_texts_and_all_runs(tmp_path: Path, aiperf: FakeAIPerf, url:
     assert report.texts[0].prompts == 1
     assert report.calibration is not None
     assert report.counters == {}
+
+
+def test_a_rehearsal_runs_and_does_not_count(tmp_path: Path, aiperf: FakeAIPerf, url: str) -> None:
+    test = load_test(url, tmp_path, rehearse=True)
+    test.measure()
+    report = test.report()
+    assert len(aiperf.calls) == 1 + 1 + 4
+    assert (report.complete, report.runs) == (True, "5 of 5")
+    assert [level.requests for level in report.levels] == [{"ok": 12}, {"ok": 12}]
+    assert [level.speculation.drafted for level in report.levels] == [0, 2 * 6 * 6]
 
 
 def test_what_is_there_is_not_measured_again(tmp_path: Path, aiperf: FakeAIPerf, url: str) -> None:

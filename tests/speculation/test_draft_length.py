@@ -12,6 +12,7 @@ from s2d_serve.speculation.draft_length import (
     MIN_REST_ROUNDS,
     PRIOR_ACCEPTANCE,
     PROBE_TOKENS,
+    READ_MARGIN,
     DraftLengthPolicy,
 )
 from s2d_serve.speculation.estimates import AcceptanceEstimate, CostCurve
@@ -237,8 +238,8 @@ def test_reading_pays_where_it_saves_more_than_it_costs() -> None:
     assert saved_s == pytest.approx(1.0 - (1.0 + 3 * 0.5) / 4), "per token"
     assert policy.pays_to_read(saved_s, 1000, 0, 1), "unknown cost: find out"
     policy.record_read(10, 1.0)
-    assert policy.pays_to_read(saved_s, 10, 0, math.ceil(1.0 / saved_s))
-    assert not policy.pays_to_read(saved_s, 10, 0, math.floor(1.0 / saved_s))
+    assert policy.pays_to_read(saved_s, 10, 0, math.ceil(READ_MARGIN / saved_s))
+    assert not policy.pays_to_read(saved_s, 10, 0, math.floor(READ_MARGIN / saved_s))
     fixed = DraftLengthPolicy(3, adaptive=False, read_token_s=9.0)
     assert fixed.savings([AcceptanceEstimate()]) == [math.inf]
     assert fixed.pays_to_read(math.inf, 1000, 0, 1)
@@ -255,7 +256,7 @@ def test_nothing_is_saved_by_those_that_are_left_out() -> None:
 
 def test_an_output_is_expected_to_be_as_long_as_others_or_twice_what_there_is() -> None:
     policy = informed(3, [1.0] * 3, 0.5, {1: 1.0, 4: 1.0})
-    policy.record_read(1, 0.3749)  # hardly less than a token saves
+    policy.record_read(1, 0.3749 / READ_MARGIN)  # hardly less than a token saves
     policy.record_end(20)
     (saved_s,) = policy.savings([AcceptanceEstimate()])
     for num_made, num_left, expected in ((0, 100, 20), (5, 100, 15), (40, 100, 40), (0, 7, 7)):
