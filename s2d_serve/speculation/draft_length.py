@@ -178,7 +178,7 @@ class DraftLengthPolicy:
         if not self.adaptive or math.isnan(self.read_token_s):
             return True
         account = self._account(num_sequences)
-        if account is None:
+        if account is None or account.balance_s < 0:
             return False
         expected = min(num_left, max(self.output_tokens - num_made, num_made))
         cost_s = num_unread * self.read_token_s

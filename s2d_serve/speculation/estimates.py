@@ -117,9 +117,11 @@ class CostCurve:
         self.seconds[num_tokens] = new
 
     def correct(self, num_tokens: int, seconds: float) -> None:
-        """Take this measurement for true; the other sizes were wrong by as much."""
+        """Take this measurement for true: larger sizes were wrong by as much, and cost no less."""
         error = seconds / self.seconds.get(num_tokens, seconds)
-        self.seconds = {size: cost * error for size, cost in self.seconds.items()}
+        for size in self.seconds:
+            if size > num_tokens:
+                self.seconds[size] = max(self.seconds[size] * error, seconds)
         self.seconds[num_tokens] = seconds
 
     def __call__(self, num_tokens: int) -> float:

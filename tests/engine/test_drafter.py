@@ -6,7 +6,13 @@ from dataclasses import replace
 import pytest
 
 from s2d_serve.engine.draft import SortedDraft
-from s2d_serve.engine.drafter import MIN_READ_TOKENS, NUM_RECENT_ROUNDS, Drafter, Pairing
+from s2d_serve.engine.drafter import (
+    MAX_READ_S,
+    MIN_READ_TOKENS,
+    NUM_RECENT_ROUNDS,
+    Drafter,
+    Pairing,
+)
 from s2d_serve.engine.messages import (
     AloneCost,
     DraftRequest,
@@ -308,17 +314,23 @@ def test_a_sequence_is_read_where_drafting_saves_more_than_that(num_left: int, p
     assert drafter.prefill() == pays
 
 
-def test_a_slow_draft_reads_in_small_chunks_so_that_no_round_waits_long() -> None:
+def test_a_slow_draft_reads_in_small_chunks_so_that_no_round_waits_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     drafter = costly_reading()
     drafter.propose([DraftRequest("target", {"long": 9})])
+    asked: list[tuple[str, int | None]] = []
+
+    def prefill(_: SortedDraft, sequence_id: str, max_tokens: int | None) -> int:
+        asked.append((sequence_id, max_tokens))
+        return 0
+
+    monkeypatch.setattr(SortedDraft, "prefill", prefill)
     lengths = drafter.pairings["target"].lengths
-    unread = []
-    lengths.read_token_s = 0.5
-    while drafter.prefill():
-        unread.append(drafter.draft.num_lagging("long"))
-        lengths.read_token_s = 0.5
-    assert unread == [30 - MIN_READ_TOKENS, 0]
-    assert lengths.tokens_read_in(1.0, 1) == 2
+    for token_s in (math.nan, 0.5, MAX_READ_S / 100):
+        lengths.read_token_s = token_s
+        assert not drafter.prefill()
+    assert asked == [("long", None), ("long", MIN_READ_TOKENS), ("long", 100)]
 
 
 def test_reading_must_pay_with_as_many_as_there_were_lately() -> None:

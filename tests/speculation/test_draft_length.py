@@ -283,6 +283,18 @@ def test_reading_for_a_probe_is_paid_by_the_rests_before_it() -> None:
 # Accounts
 
 
+def test_nothing_is_read_while_nothing_may_be_proposed() -> None:
+    """Not even for a probe that could be paid for, nor what was begun."""
+    policy = informed(3, [1.0] * 3, 0.5, {1: 1.0, 4: 1.0})
+    policy.record_read(1, 0.001)
+    (saved_s,) = policy.savings([AcceptanceEstimate()])
+    assert policy.pays_to_read(saved_s, 1, 0, 100, begun=True)
+    policy.rest(probe=True)
+    policy.record_round(1, 0, 0, 9.0)
+    for probe, begun in ((False, True), (True, False)):
+        assert not policy.pays_to_read(saved_s, 1, 0, 100, probe=probe, begun=begun)
+
+
 def test_rounds_that_lose_end_drafting_and_rests_allow_it_again() -> None:
     policy = informed(4, [0.9] * 4, 0.1, {1: 1.0})
     assert chosen(policy) == 4

@@ -75,11 +75,11 @@ def test_a_lone_point_is_taken_everywhere() -> None:
 
 
 def test_a_cost_that_was_wrong_was_wrong_at_all_sizes() -> None:
-    curve = CostCurve({1: 4.0, 2: 6.0})
+    curve = CostCurve({1: 4.0, 2: 6.0, 4: 2.0})
     curve.correct(1, 1.0)
-    assert curve.seconds == {1: 1.0, 2: 1.5}
+    assert curve.seconds == {1: 1.0, 2: 1.5, 4: 1.0}
     curve.correct(8, 3.0)
-    assert curve.seconds == {1: 1.0, 2: 1.5, 8: 3.0}
+    assert curve.seconds == {1: 1.0, 2: 1.5, 4: 1.0, 8: 3.0}
 
 
 def test_a_cost_follows_new_measurements() -> None:
