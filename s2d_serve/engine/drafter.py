@@ -170,7 +170,7 @@ class Drafter:
                 if cost.num_tokens == cost.num_sequences and has_rested:
                     policy.record_alone(cost.num_sequences, cost.round_s)
             if request.is_probe and not pairing.is_settled:
-                pairing.is_settled = self._correct_costs()
+                pairing.is_settled = self._measure_costs()
             ready = {i: self._records[i] for i in request.limits if self.draft.is_ready(i)}
             chosen = policy.choose(
                 [ready[i].drafted if i in ready else None for i in request.limits],
@@ -234,7 +234,7 @@ class Drafter:
         What a library makes at its first use is no cost of drafting: the second time counts.
         """
         self._try_out(1, self._num_warm_up_tokens)
-        self._correct_costs()
+        self._measure_costs()
         num_sequences = 2
         while costs := self._try_out(num_sequences, 1):
             for pairing in self.pairings.values():
@@ -245,12 +245,12 @@ class Drafter:
     def _num_warm_up_tokens(self) -> int:
         return min(WARM_UP_TOKENS, self.draft.trunk.cache.capacity - TRY_OUT_TOKENS)
 
-    def _correct_costs(self) -> bool:
-        """Measure what reading and a draft step cost; False if no slot is free.
+    def _measure_costs(self) -> bool:
+        """Learn what reading and a draft step cost, whatever was known; False if no slot is free.
 
-        Done when a target first finds the draft not worth it: until then there are only the costs
-        of the start, when other models were loading on the same cores, and a draft that seems too
-        slow would never show that it is not.
+        At the start, and when a target first finds the draft not worth it: other models were
+        loading on the same cores before, and a draft that seems too slow would never show that it
+        is not.
         """
         costs = self._try_out(1, self._num_warm_up_tokens)
         if costs is None:

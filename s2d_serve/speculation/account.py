@@ -13,8 +13,6 @@ START_ROUNDS = 2.0
 """Rounds of the target alone that trying may cost before anything is known."""
 MAX_ROUNDS = 12.0
 """Rounds' worth of savings that count: old ones excuse no long loss."""
-
-
 NUM_ALONE_ROUNDS = 9
 """Rounds of the target alone over which the median is taken."""
 

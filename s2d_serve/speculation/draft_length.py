@@ -34,13 +34,10 @@ NUM_OVERHEADS = 8
 PROBE_TOKENS = 2
 MIN_REST_ROUNDS = 8
 MAX_REST_ROUNDS = 256
-
 MARGIN = 1.08
 """How many times the target's own speed drafting must promise: costs are estimates, and the best of
 many estimates is one that errs upwards.
 """
-
-
 READ_MARGIN = 1.5
 """How many times its cost reading must promise to save: the target waits for chunks, or shares its
 cores with them, and an output may end early.
@@ -115,8 +112,8 @@ class DraftLengthPolicy:
         """
         if not self.adaptive:
             return [0 if s is None else self.max_draft_tokens for s in sequences]
-        account = self._account(len(sequences))
-        if account is None or account.balance_s < 0 or not any(sequences):
+        account = self._account_in_credit(len(sequences))
+        if account is None or not any(sequences):
             return [0] * len(sequences)
         rows = self._rows(sequences)
         plan = self._plan(rows)
@@ -136,7 +133,7 @@ class DraftLengthPolicy:
             self._rest_longer()
         account = self._account(num_sequences)
         if account is not None:
-            account.rest(self.rest_rounds * self._alone_s(num_sequences))
+            account.rest(self.rest_rounds * self._alone_now_s(num_sequences))
         return self.rest_rounds
 
     def savings(self, sequences: Sequence[AcceptanceEstimate | None]) -> list[float]:
@@ -177,8 +174,8 @@ class DraftLengthPolicy:
         """
         if not self.adaptive or math.isnan(self.read_token_s):
             return True
-        account = self._account(num_sequences)
-        if account is None or account.balance_s < 0:
+        account = self._account_in_credit(num_sequences)
+        if account is None:
             return False
         expected = min(num_left, max(self.output_tokens - num_made, num_made))
         cost_s = num_unread * self.read_token_s
@@ -220,7 +217,7 @@ class DraftLengthPolicy:
         """
         account = self._account(num_sequences)
         if account is not None:
-            alone_s = self._alone_s(num_sequences)
+            alone_s = self._alone_now_s(num_sequences)
             saved_s = num_committed / num_sequences * alone_s - seconds
             account.settle(saved_s, num_drafted_for, alone_s)
 
@@ -271,10 +268,9 @@ class DraftLengthPolicy:
             for sequence, length in zip(sequences, lengths, strict=True)
         ]
         chosen = [0] * len(rows)
-        account = self._account(len(rows))
-        if not self.adaptive or account is None or account.balance_s < 0:
+        if not self.adaptive or self._account_in_credit(len(rows)) is None:
             return chosen
-        best_rate = MARGIN * len(rows) / self._alone_s(len(rows))
+        best_rate = MARGIN * len(rows) / self._alone_now_s(len(rows))
         if any(lengths):
             best_rate = max(best_rate, self._tokens_per_second(rows))
         for i in sorted(range(len(rows)), key=lambda i: -sum(found[i])):
@@ -294,7 +290,7 @@ class DraftLengthPolicy:
     def _plan(self, rows: Sequence[_Row]) -> _Plan | None:
         """Who should get proposals, and how long ones; None while a cost is unknown."""
         lengths = [0] * len(rows)
-        alone = rate = len(rows) / self._alone_s(len(rows))
+        alone = rate = len(rows) / self._alone_now_s(len(rows))
         least = MARGIN * alone
         order = _by_hope(rows)
         for length in range(1, self.max_draft_tokens + 1):
@@ -339,13 +335,18 @@ class DraftLengthPolicy:
         """For so many sequences; None before a round of the target alone was seen with about as
         many.
         """
-        alone_s = self._alone_s(num_sequences)
+        alone_s = self._alone_now_s(num_sequences)
         if math.isnan(alone_s):
             return None
         start = Account(START_ROUNDS * alone_s)
         return self.accounts.setdefault(bucket(num_sequences), start)
 
-    def _alone_s(self, num_sequences: int) -> float:
+    def _account_in_credit(self, num_sequences: int) -> Account | None:
+        """For so many sequences; None where it lets nothing be proposed."""
+        account = self._account(num_sequences)
+        return None if account is None or account.balance_s < 0 else account
+
+    def _alone_now_s(self, num_sequences: int) -> float:
         """Seconds of a round of the target alone, as it would be now; NaN as long as none was seen.
 
         While drafting pays there are none: then its pass, as rounds with proposals show it, is what

@@ -51,7 +51,7 @@ def chosen(policy: DraftLengthPolicy, num_rows: int = 1, probe: bool = False) ->
     return max(policy.choose([AcceptanceEstimate() for _ in range(num_rows)], probe))
 
 
-# Acceptance
+# The choice
 
 
 @settings(fixed_examples, max_examples=300)

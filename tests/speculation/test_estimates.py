@@ -16,6 +16,9 @@ from tests.speculation.examples import fixed_examples
 costs = st.floats(0.01, 3.0)
 
 
+# Acceptance
+
+
 def test_a_round_says_nothing_about_what_follows_a_rejection() -> None:
     estimate = AcceptanceEstimate()
     estimate.record(num_drafted=4, num_accepted=1)
@@ -74,7 +77,7 @@ def test_a_lone_point_is_taken_everywhere() -> None:
     assert [curve(n) for n in (1, 3, 4, 5, 100)] == [2.0] * 5
 
 
-def test_a_cost_that_was_wrong_was_wrong_at_all_sizes() -> None:
+def test_a_cost_that_was_wrong_was_wrong_at_larger_sizes_too() -> None:
     curve = CostCurve({1: 4.0, 2: 6.0, 4: 2.0})
     curve.correct(1, 1.0)
     assert curve.seconds == {1: 1.0, 2: 1.5, 4: 1.0}
@@ -104,7 +107,7 @@ def test_costs_stay_between_half_the_least_and_the_largest(
     assert all(curve(n) == pytest.approx(s) for n, s in curve.seconds.items())
 
 
-# The choice
+# Proposals that end early
 
 
 def test_a_position_where_the_draft_gave_up_gave_nothing() -> None:
