@@ -106,7 +106,7 @@ class DraftExecutor:
         Raises: what the forward pass raises.
         """
         if time.monotonic() - self._last_decode > SELF_TEST_AGE_S:
-            await self._batcher.run(self._self_test)
+            await self._batcher.run(self._self_test, computes=True)
         draft = self._drafter.draft
         return ExecutorStatus(
             self._info,

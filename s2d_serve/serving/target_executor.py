@@ -34,6 +34,7 @@ from s2d_serve.serving.messages import (
     VerifyReply,
 )
 from s2d_serve.serving.remembered import Remembered
+from s2d_serve.serving.round_order import RoundOrder
 from s2d_serve.speculation.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -44,8 +45,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("s2d_serve")
 
 NOTHING = Proposal(base_length=0)
-SELF_TEST_AGE_S = 5.0
-"""A model that gave no token for so long decodes one when it is asked how it is."""
+SELF_TEST_AGE_S = 60.0
+"""A model that gave no token for so long decodes one when it is asked how it is. Where models share
+cores, each such pass delays the others: every 5 s, those of two idle ones took a tenth of the time.
+"""
+MAX_DECODE_S = 0.1
+"""After so long a call without proposals ends, however few passes it had: people read along."""
 
 
 @dataclass(slots=True, eq=False)
@@ -73,7 +78,7 @@ class TargetExecutor:
         self._replies = Remembered()
         self._late_drafts = Remembered()
         self._mailbox = Mailbox()
-        self._lane_ends: dict[str, asyncio.Future[None]] = {}
+        self._order = RoundOrder()
         self._last_decode = 0.0
         self._loaded = asyncio.Event()
         self._batcher: Batcher[VerifyTurn, VerifyReply] = Batcher(
@@ -101,17 +106,12 @@ class TargetExecutor:
 
     async def verify(self, call: VerifyCall, refs: Sequence[Any]) -> VerifyReply:
         """One round for one lane: one pass where something is proposed, else up to `num_steps`, or
-        until a sequence has its first token.
+        until a sequence has its first token, or `MAX_DECODE_S` are over.
 
         Args:
             refs: a reference to the lane's `DraftReply`, or nothing.
         """
-        previous = self._lane_ends.get(call.lane_id)
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._lane_ends[call.lane_id] = ended
-        try:
-            if previous is not None:
-                await previous
+        async with self._order.turn(call.lane_id, call.round):
             repeated = self._replies.get(call.lane_id)
             if repeated is not None and repeated[0] == call.round:
                 return repeated[1]  # type: ignore[no-any-return]  # a pair of (round, VerifyReply)
@@ -120,10 +120,6 @@ class TargetExecutor:
                 self._mailbox.send(call.lane_id, call.round, reply)
             self._replies[call.lane_id] = (call.round, reply)
             return reply
-        finally:
-            ended.set_result(None)
-            if self._lane_ends.get(call.lane_id) is ended:
-                del self._lane_ends[call.lane_id]
 
     async def meet(self, lane_id: str, draft: Any) -> None:
         """Send this lane's replies to its draft's executor too, without a detour."""
@@ -296,4 +292,5 @@ def _is_over(turn: VerifyTurn, own: Mapping[str, Outcome]) -> bool:
     """Whether a turn has had its passes."""
     was_proposed = any(outcome.exits for outcome in own.values())
     is_live = any(outcome.finish_reason is None for outcome in own.values())
-    return was_proposed or not is_live or len(turn.results) >= turn.call.num_steps
+    is_long = sum(result.seconds for result in turn.results) >= MAX_DECODE_S
+    return was_proposed or not is_live or is_long or len(turn.results) >= turn.call.num_steps

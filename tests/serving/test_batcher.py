@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import pytest
 
@@ -44,3 +45,21 @@ async def test_a_pass_that_fails_for_one_who_is_gone_is_not_the_last() -> None:
         await bad
     goes_on.set()
     assert await asyncio.wait_for(batcher.submit("good"), 10) == "GOOD"
+
+
+async def test_what_computes_takes_the_cores_and_nothing_else_does() -> None:
+    """A draft that is asked how it is computes while a target does, else: both take far longer."""
+    taken: list[str] = []
+
+    class Cores(nullcontext[None]):
+        def __enter__(self) -> None:
+            taken.append("cores")
+
+    batcher: Batcher[str, str] = Batcher(
+        lambda turns: [(turn, taken[-1]) for turn in turns], cores=Cores()
+    )
+    await batcher.run(lambda: taken.append("no cores"))
+    assert taken == ["no cores"]
+    await batcher.run(lambda: taken.append("self-test"), computes=True)
+    assert taken == ["no cores", "cores", "self-test"]
+    assert await batcher.submit("a") == "cores"

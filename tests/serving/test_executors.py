@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 
 from s2d_serve.config import AppConfig
-from s2d_serve.engine.messages import DraftRequest, Outcome, SequenceStart, StepResult
+from s2d_serve.engine.messages import Draft, DraftRequest, Outcome, SequenceStart, StepResult
+from s2d_serve.serving import target_executor
 from s2d_serve.serving.draft_executor import DraftExecutor
-from s2d_serve.serving.messages import DraftCall, VerifyReply
+from s2d_serve.serving.messages import (
+    DraftCall,
+    DraftReply,
+    SequenceRef,
+    VerifyCall,
+    VerifyReply,
+)
 from s2d_serve.serving.target_executor import TargetExecutor
 from s2d_serve.speculation.params import SamplingParams
 
@@ -34,6 +41,37 @@ async def test_a_target_that_loads_answers_when_it_has_and_keeps_no_slot(
     await target.load()
     await asyncio.gather(*early)
     assert (await target.status()).num_sequences == 0
+
+
+async def test_a_round_sent_ahead_may_arrive_first(target: TargetExecutor) -> None:
+    """Ray starts calls in any order; its draft is asked once the round before it is over."""
+    await target.load()
+    start = SequenceStart("a", 0, (1, 2, 3), 3, SamplingParams(temperature=0.0), 30)
+    ref = (SequenceRef("a", 0),)
+    asked: asyncio.Future[DraftReply] = asyncio.get_running_loop().create_future()
+    ahead = asyncio.create_task(target.verify(VerifyCall("lane", 2, (), ref, 1, 5.0, 0), [asked]))
+    await asyncio.sleep(0.05)
+    reply = await asyncio.wait_for(
+        target.verify(VerifyCall("lane", 1, (start,), ref, 1, 5.0, 0), []), 4.0
+    )
+    asked.set_result(DraftReply(Draft({}), (), 0.0))
+    assert reply.results[0].outcomes["a"].base_length == 3
+    assert (await ahead).draft_state == "ok"
+    assert (await ahead).results[0].outcomes["a"].base_length == 4
+
+
+async def test_tokens_decoded_in_one_call_come_soon(
+    target: TargetExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several passes save the way to the router, as long as nobody waits to read them."""
+    await target.load()
+    start = SequenceStart("a", 0, (1, 2, 3), 3, SamplingParams(temperature=0.0), 30)
+    ref = (SequenceRef("a", 0),)
+    await target.verify(VerifyCall("lane", 1, (start,), ref, 1, 0.0, 0), [])
+    for number, seconds, num_passes in ((2, 100.0, 4), (3, 0.0, 1)):
+        monkeypatch.setattr(target_executor, "MAX_DECODE_S", seconds)
+        reply = await target.verify(VerifyCall("lane", number, (), ref, 4, 0.0, 0), [])
+        assert len(reply.results) == num_passes
 
 
 def fail(*_: object) -> None:
