@@ -94,7 +94,7 @@ def check_torch(config: AppConfig) -> Iterator[Finding]:
     slow = any(
         model.device == "cpu" and model.dtype == "bfloat16"
         for model in models.values()
-        if not (isinstance(model, DraftConfig) and model.quantization == "int4")
+        if not (isinstance(model, DraftConfig) and model.quantization != "none")
     )
     if slow and not cpu.has_bfloat16():
         yield Finding(

@@ -8,9 +8,10 @@ from s2d_serve.config import DraftConfig, SpeculationConfig, TargetConfig
 from s2d_serve.engine.cache import ATTENTION
 from s2d_serve.engine.checkpoint import Checkpoint, load_checkpoint, set_threads
 from s2d_serve.engine.draft import SortedDraft
-from s2d_serve.engine.drafter import Drafter, Pairing
+from s2d_serve.engine.drafter import Drafter
 from s2d_serve.engine.heads import Translator
 from s2d_serve.engine.linears import prepare_layers
+from s2d_serve.engine.pairing import Pairing
 from s2d_serve.engine.sharding import LeadingTrunk, ShardGroup
 from s2d_serve.engine.target import TargetModel
 from s2d_serve.engine.trained import load_trained

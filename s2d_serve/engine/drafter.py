@@ -4,7 +4,7 @@ outcomes teach.
 
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,14 +17,12 @@ from s2d_serve.engine.messages import (
     SequenceStart,
     StepResult,
 )
-from s2d_serve.speculation.draft_length import DraftLengthPolicy
-from s2d_serve.speculation.estimates import AcceptanceEstimate
-from s2d_serve.speculation.exits import LOOKUP_EXIT, ExitPolicy
-from s2d_serve.speculation.lookup import LookupEstimate, Match, SuffixLookup
+from s2d_serve.engine.pairing import Pairing, SequenceRecord
+from s2d_serve.speculation.draft_length import DraftLengthPolicy, Reading
+from s2d_serve.speculation.exits import LOOKUP_EXIT
+from s2d_serve.speculation.lookup import SuffixLookup
 from s2d_serve.speculation.params import SamplingParams
 
-NUM_RECENT_ROUNDS = 32
-"""Reading pays over many rounds: it must do so with as many sequences as there were lately."""
 WARM_UP_TOKENS = 32
 """Read to learn what reading costs."""
 MAX_READ_S = 0.25
@@ -36,67 +34,6 @@ TRY_OUT_TOKENS = 4
 
 
 @dataclass(slots=True)
-class Pairing:
-    """The draft as one target uses it."""
-
-    exits: ExitPolicy
-    lengths: DraftLengthPolicy
-    lookup: LookupEstimate | None = None
-    """None: every token is drafted."""
-    num_sequences: deque[int] = field(default_factory=lambda: deque(maxlen=NUM_RECENT_ROUNDS))
-    """Of the last rounds."""
-    seconds_reading: float = 0.0
-    """Of the draft, up to the last round."""
-    is_settled: bool = False
-    """What drafting costs was measured while the target was serving."""
-
-
-@dataclass(slots=True)
-class _Record:
-    """What is known of a sequence, whether it holds a draft slot or not."""
-
-    start: SequenceStart
-    target: str
-    text: SuffixLookup
-    drafted: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
-    found: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
-    """How far the matches of suffix lookup were right."""
-    match: Match | None = None
-    """Where the text as it stands went the same way before."""
-    is_looked_up: bool = False
-    """The last proposal was found, not drafted."""
-    is_wanted: bool = False
-    """It pays to read what the draft has not followed."""
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Committed by the target so far."""
-        return len(self.text.token_ids) - self.start.num_prompt_tokens
-
-    @property
-    def room(self) -> int:
-        """Tokens that a proposal can have: the rest of the output but the last."""
-        return self.start.num_left(len(self.text.token_ids)) - 1
-
-    def follow(self, outcome: Outcome) -> bool:
-        """Take the committed tokens in; False if they continue another text."""
-        if outcome.base_length != len(self.text.token_ids):
-            return False
-        self.text.extend(outcome.token_ids)
-        self.match = None
-        return True
-
-    def propose(self, num_tokens: int) -> Proposal:
-        """The first tokens that were found, an end token last."""
-        assert self.match is not None
-        token_ids = self.match.token_ids[:num_tokens]
-        ends = [i for i, t in enumerate(token_ids) if t in self.start.params.stop_token_ids]
-        token_ids = token_ids[: ends[0] + 1] if ends else token_ids
-        exits = (LOOKUP_EXIT,) * len(token_ids)
-        return Proposal(len(self.text.token_ids), token_ids, exits)
-
-
-@dataclass(slots=True)
 class Drafter:
     """One sorted draft shared by many targets."""
 
@@ -105,13 +42,15 @@ class Drafter:
     """By target."""
     seconds_reading: float = field(default=0.0, init=False)
     """Spent in `prefill` so far."""
-    _records: dict[str, _Record] = field(default_factory=dict)
+    _records: dict[str, SequenceRecord] = field(default_factory=dict)
 
     def open(self, start: SequenceStart, target: str) -> None:
         """Take up a sequence of a target; without a slot nothing is drafted for it."""
         record = self._records.get(start.sequence_id)
         if record is None:
-            self._records[start.sequence_id] = _Record(start, target, SuffixLookup(start.token_ids))
+            self._records[start.sequence_id] = SequenceRecord(
+                start, target, SuffixLookup(start.token_ids)
+            )
         elif tuple(record.text.token_ids) != start.token_ids:
             record.start, record.text = start, SuffixLookup(start.token_ids)
         if self.draft.is_open(start.sequence_id):
@@ -314,15 +253,8 @@ class Drafter:
             num_made = record.num_output_tokens
             is_known = not math.isnan(saved_s)
             if is_known or record.is_wanted or not any(hopes):  # one is enough to find out
-                record.is_wanted = policy.pays_to_read(
-                    saved_s,
-                    num_unread,
-                    num_made,
-                    record.room + 1,
-                    most,
-                    request.is_probe,
-                    record.is_wanted,
-                )
+                reading = Reading(num_unread, num_made, record.room + 1, record.is_wanted)
+                record.is_wanted = policy.pays_to_read(saved_s, reading, most, request.is_probe)
             hopes.append(record.is_wanted or not num_made)
         return hopes
 
@@ -349,7 +281,7 @@ class Drafter:
             self.draft.open(start, self.pairings[record.target].exits)
             holders[record.target] += 1
 
-    def _learn_round(self, pairing: Pairing, record: _Record, outcome: Outcome) -> None:
+    def _learn_round(self, pairing: Pairing, record: SequenceRecord, outcome: Outcome) -> None:
         if LOOKUP_EXIT not in outcome.exits:
             pairing.lengths.record(
                 record.drafted,

@@ -12,17 +12,17 @@ import itertools
 import logging
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from s2d_serve.config import RouterConfig
-from s2d_serve.engine.messages import AloneCost, DraftRequest, Outcome, RoundTimes, SequenceStart
+from s2d_serve.engine.messages import AloneCost, DraftRequest, Outcome, RoundTimes
 from s2d_serve.observability.meter import TargetMeter
-from s2d_serve.observability.tracing import Trace
+from s2d_serve.serving.live_sequence import LiveSequence, ReplicaLostError
 from s2d_serve.serving.messages import DraftCall, SequenceRef, VerifyCall, VerifyReply
 from s2d_serve.serving.round_report import RoundReport
 from s2d_serve.serving.tasks import spawn, value_of
-from s2d_serve.speculation.params import SamplingParams
+from s2d_serve.speculation.draft_length import MAX_REST_ROUNDS
 
 log = logging.getLogger("s2d_serve")
 
@@ -31,62 +31,8 @@ NO_WORK_PAUSE_S = 0.02
 """After a round in which no sequence took part: they all wait for a slot."""
 IDLE_S = 60.0
 """A lane without a sequence for so long ends: its executors may be gone."""
-MAX_REMEMBERED_COSTS = 16
-"""Costs of target passes kept for a draft that rests."""
-
-
-class ReplicaLostError(Exception):
-    """The replica that served a sequence is gone; another one can go on."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        """`reason`: one of `MIGRATIONS`."""
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclass(slots=True, eq=False)
-class LiveSequence:
-    """A sequence as its router sees it: all that recovery needs, and where its outcomes go."""
-
-    sequence_id: str
-    token_ids: list[int]
-    """Prompt and committed output."""
-    num_prompt_tokens: int
-    params: SamplingParams
-    max_tokens: int
-    num_logprobs: int | None
-    max_draft_tokens: int
-    """0: never drafted for."""
-    outcomes: asyncio.Queue[Outcome | Exception] = field(default_factory=asyncio.Queue)
-    epoch: int = 0
-    is_joined: bool = False
-    """A call was submitted that opens this epoch at the target."""
-    is_drafted: bool = False
-    """The draft was told of the sequence and of all that came since."""
-    is_weighed: bool = False
-    """The draft has proposed for it, or said that it would rather rest: a rest that others caused
-    does not hold for a sequence it has not weighed.
-    """
-    trace: Trace | None = None
-    """Of its request, if that is sampled."""
-
-    def start(self) -> SequenceStart:
-        """How to open it as it stands."""
-        return SequenceStart(
-            self.sequence_id,
-            self.epoch,
-            tuple(self.token_ids),
-            self.num_prompt_tokens,
-            self.params,
-            self.max_tokens,
-            self.num_logprobs,
-        )
-
-    def reopen(self) -> None:
-        """Have it opened again, by whoever runs its next round."""
-        self.epoch += 1
-        self.is_joined = False
-        self.is_drafted = False
+MAX_REMEMBERED_COSTS = MAX_REST_ROUNDS
+"""Costs of target passes kept for a draft that rests: it tries again by the time that it rested."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class Account:
     balance_s: float
     """Below zero nothing is proposed."""
     allowance_s: float = 0.0
-    """What trying may cost where nothing promises to pay; it grows with every rest."""
+    """What trying may cost where nothing promises to pay; it grows while nothing is proposed."""
     debt_s: float = 0.0
     """Spent on reading, and not yet set against savings."""
     debt_tokens: float = 0.0
@@ -74,11 +74,12 @@ class Account:
         self.debt_s += seconds
         self.debt_tokens += num_tokens
 
-    def rest(self, seconds: float) -> None:
-        """Nothing is proposed for so long: what was read is no use, and some of the time may be
-        spent on trying again.
-        """
+    def write_off(self) -> None:
+        """Nothing is proposed now: what was read for it is no use."""
         self._pay(1.0)
+
+    def allow(self, seconds: float) -> None:
+        """Nothing was proposed for so long: some of that time may be spent on trying again."""
         if self.balance_s < 0:
             self.balance_s += REST_SHARE * seconds
         else:

@@ -44,6 +44,19 @@ cores with them, and an output may end early.
 """
 
 
+class Reading(NamedTuple):
+    """What the draft must read before it can draft for a sequence, and what for."""
+
+    num_unread: int
+    """Tokens."""
+    num_made: int
+    """Output tokens so far."""
+    num_left: int
+    """Output tokens that are allowed still."""
+    is_begun: bool = False
+    """It was to be read already, and the account knows."""
+
+
 class _Row(NamedTuple):
     """One sequence's share of a round."""
 
@@ -133,7 +146,7 @@ class DraftLengthPolicy:
             self._rest_longer()
         account = self._account(num_sequences)
         if account is not None:
-            account.rest(self.rest_rounds * self._alone_now_s(num_sequences))
+            account.write_off()
         return self.rest_rounds
 
     def savings(self, sequences: Sequence[AcceptanceEstimate | None]) -> list[float]:
@@ -152,40 +165,32 @@ class DraftLengthPolicy:
         return [saved_s if length else 0.0 for length in plan.lengths]
 
     def pays_to_read(
-        self,
-        saved_s: float,
-        num_unread: int,
-        num_made: int,
-        num_left: int,
-        num_sequences: int = 1,
-        probe: bool = False,
-        begun: bool = False,
+        self, saved_s: float, reading: Reading, num_sequences: int = 1, probe: bool = False
     ) -> bool:
         """Whether drafting for a sequence will save more than reading it costs; then it is to be
         read.
 
         Args:
             saved_s: its `savings`.
-            num_unread: tokens that the draft must read first.
-            num_made, num_left: output tokens so far, and allowed still.
+            reading: what has to be read.
             num_sequences: in the round.
             probe: read it also if the account allows it.
-            begun: it was to be read already, and the account knows.
         """
         if not self.adaptive or math.isnan(self.read_token_s):
             return True
         account = self._account_in_credit(num_sequences)
         if account is None:
             return False
-        expected = min(num_left, max(self.output_tokens - num_made, num_made))
-        cost_s = num_unread * self.read_token_s
+        num_made = reading.num_made
+        expected = min(reading.num_left, max(self.output_tokens - num_made, num_made))
+        cost_s = reading.num_unread * self.read_token_s
         if math.isnan(saved_s) or READ_MARGIN * cost_s <= saved_s * expected:
-            if begun:
+            if reading.is_begun:
                 return True
             if account.balance_s >= account.debt_s:
                 account.borrow(cost_s, expected)
                 return True
-        return probe and (begun or account.spend(cost_s))
+        return probe and (reading.is_begun or account.spend(cost_s))
 
     def tokens_read_in(self, seconds: float, least: int) -> int | None:
         """As many as can be read in this time, but the least at least; None: not known."""
@@ -201,8 +206,13 @@ class DraftLengthPolicy:
         self.read_token_s += COST_WEIGHT * (token_s - self.read_token_s)
 
     def record_alone(self, num_sequences: int, seconds: float) -> None:
-        """Learn what a round of the target alone takes, all of it."""
+        """Learn what a round of the target alone takes, all of it; a share of that time may be
+        spent on trying to draft again.
+        """
         self.alone_s.record(num_sequences, seconds)
+        account = self._account(num_sequences)
+        if account is not None:
+            account.allow(seconds)
 
     def record_round(
         self, num_sequences: int, num_committed: int, num_drafted_for: int, seconds: float

@@ -6,13 +6,7 @@ from dataclasses import replace
 import pytest
 
 from s2d_serve.engine.draft import SortedDraft
-from s2d_serve.engine.drafter import (
-    MAX_READ_S,
-    MIN_READ_TOKENS,
-    NUM_RECENT_ROUNDS,
-    Drafter,
-    Pairing,
-)
+from s2d_serve.engine.drafter import MAX_READ_S, MIN_READ_TOKENS, Drafter
 from s2d_serve.engine.messages import (
     AloneCost,
     DraftRequest,
@@ -21,6 +15,7 @@ from s2d_serve.engine.messages import (
     SequenceStart,
     StepResult,
 )
+from s2d_serve.engine.pairing import NUM_RECENT_ROUNDS, Pairing
 from s2d_serve.engine.trunk import Trunk
 from s2d_serve.speculation.account import START_ROUNDS
 from s2d_serve.speculation.draft_length import MIN_REST_ROUNDS, PROBE_TOKENS, DraftLengthPolicy
@@ -223,6 +218,7 @@ def slow_draft(target: Pairing) -> None:
         target.lengths.verify_s.record(num_tokens, 0.001)
     target.lengths.record_alone(1, 0.001)
     target.lengths.draft_step_s.record(1, 0.002)
+    target.is_settled = True
 
 
 def test_where_nothing_pays_the_draft_rests_until_it_is_probed() -> None:
@@ -236,7 +232,8 @@ def test_where_nothing_pays_the_draft_rests_until_it_is_probed() -> None:
     probe = rest
     rests = [rest.rest_rounds]
     while probe.rest_rounds:  # until the rests have paid for it
-        (probe,) = drafter.propose([DraftRequest("target", {"a": 9}, is_probe=True)])
+        rested = (AloneCost(1, 1, 0.001, 0.001),) * probe.rest_rounds
+        (probe,) = drafter.propose([DraftRequest("target", {"a": 9}, True, rested)])
         rests.append(probe.rest_rounds)
     assert rests[:3] == [MIN_REST_ROUNDS, 2 * MIN_REST_ROUNDS, 4 * MIN_REST_ROUNDS]
     assert len(probe.proposals["a"].token_ids) == PROBE_TOKENS
@@ -301,8 +298,10 @@ def costly_reading(num_left: int = 100) -> Drafter:
     return drafter
 
 
-def rest_of(drafter: Drafter, probe: bool = False) -> int:
-    (draft,) = drafter.propose([DraftRequest("target", {"long": 9}, probe)])
+def rest_of(drafter: Drafter, probe: bool = False, num_rested: int = 0) -> int:
+    """The rest that follows on so many rounds of rest."""
+    rested = (AloneCost(1, 1, 1.0, 1.0),) * num_rested
+    (draft,) = drafter.propose([DraftRequest("target", {"long": 9}, probe, rested)])
     assert draft.proposals == {}
     return draft.rest_rounds
 
@@ -379,8 +378,9 @@ def test_what_is_too_costly_to_read_is_probed_ever_more_rarely() -> None:
     assert rests == [2 * MIN_REST_ROUNDS, 4 * MIN_REST_ROUNDS, 8 * MIN_REST_ROUNDS]
     assert rest_of(drafter) == rests[-1]
     assert not drafter.prefill()
-    while rest_of(drafter, probe=True):
+    while rests[-1]:
         assert not drafter.prefill()
+        rests.append(rest_of(drafter, True, rests[-1]))
     assert rest_of(drafter, probe=True) == 0, "begun is not given up"
     assert drafter.prefill(), "the rests have paid for it"
 

@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from s2d_serve.engine.draft import SortedDraft
-from s2d_serve.engine.drafter import Drafter, Pairing
+from s2d_serve.engine.drafter import Drafter
 from s2d_serve.engine.messages import DraftRequest, Outcome, Proposal, SequenceStart, TokenLogprobs
+from s2d_serve.engine.pairing import Pairing
 from s2d_serve.engine.step import ReferenceLoop
 from s2d_serve.engine.target import TargetModel
 from s2d_serve.engine.trunk import Trunk

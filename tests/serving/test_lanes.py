@@ -15,7 +15,8 @@ from s2d_serve.engine.messages import Draft, Outcome, Proposal, SequenceStart
 from s2d_serve.engine.step import ReferenceLoop
 from s2d_serve.observability.meter import Meter
 from s2d_serve.serving.draft_executor import DraftExecutor
-from s2d_serve.serving.lanes import Lane, LaneEnds, LiveSequence
+from s2d_serve.serving.lanes import Lane, LaneEnds
+from s2d_serve.serving.live_sequence import LiveSequence
 from s2d_serve.serving.messages import DraftCall, DraftReply, SequenceRef, VerifyCall
 from s2d_serve.serving.target_executor import TargetExecutor
 from s2d_serve.speculation.params import SamplingParams

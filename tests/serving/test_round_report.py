@@ -14,7 +14,8 @@ from s2d_serve.observability.exposition import Samples
 from s2d_serve.observability.meter import Meter
 from s2d_serve.observability.table import FALLBACKS
 from s2d_serve.observability.tracing import Trace, Tracing
-from s2d_serve.serving.lanes import Lane, LaneEnds, LiveSequence
+from s2d_serve.serving.lanes import Lane, LaneEnds
+from s2d_serve.serving.live_sequence import LiveSequence
 from s2d_serve.serving.messages import DraftState, VerifyCall, VerifyReply
 from s2d_serve.speculation.params import SamplingParams
 from tests.serving.scraped import total

@@ -31,10 +31,12 @@ def test_what_reading_took_is_paid_over_the_tokens_that_it_was_for() -> None:
 def test_a_rest_settles_debts_and_earns_trying_again() -> None:
     account = Account(1.0)
     account.borrow(2.0, 10)
-    account.rest(50.0)
-    assert (account.balance_s, account.debt_s) == (50 * REST_SHARE - 1.0, 0)
+    account.write_off()
+    assert (account.balance_s, account.debt_s) == (-1.0, 0)
+    account.allow(50.0)
+    assert account.balance_s == 50 * REST_SHARE - 1.0
     account.balance_s = 0.0
-    account.rest(10.0)
+    account.allow(10.0)
     assert account.allowance_s == pytest.approx(10 * REST_SHARE)
     assert not account.spend(0.3)
     assert account.spend(0.15)

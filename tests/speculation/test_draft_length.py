@@ -14,6 +14,7 @@ from s2d_serve.speculation.draft_length import (
     PROBE_TOKENS,
     READ_MARGIN,
     DraftLengthPolicy,
+    Reading,
 )
 from s2d_serve.speculation.estimates import AcceptanceEstimate, CostCurve
 from tests.speculation.examples import fixed_examples
@@ -43,7 +44,16 @@ def informed(
     )
     for num_sequences in range(1, 33):
         policy.record_alone(num_sequences, policy.verify_s(num_sequences))
+    policy.accounts.clear()
     return policy
+
+
+def rest(policy: DraftLengthPolicy, num_sequences: int = 1) -> int:
+    """Stay away for the rounds that the policy says after a probe, all of them."""
+    num_rounds = policy.rest(probe=True, num_sequences=num_sequences)
+    for _ in range(num_rounds):
+        policy.record_alone(num_sequences, policy.verify_s(num_sequences))
+    return num_rounds
 
 
 def chosen(policy: DraftLengthPolicy, num_rows: int = 1, probe: bool = False) -> int:
@@ -186,18 +196,27 @@ def test_a_probe_is_made_when_the_rests_have_paid_for_it() -> None:
     policy = informed(8, [0.0], 0.5, {1: 1.0})
     assert chosen(policy, probe=True) == 0
     loss_s = PROBE_TOKENS * 0.5
-    rested = policy.rest(probe=True)
+    rested = rest(policy)
     while not chosen(policy, probe=True):
         assert REST_SHARE * rested < loss_s
-        rested += policy.rest(probe=True)
+        rested += rest(policy)
     assert REST_SHARE * rested >= loss_s
     assert policy.accounts[1].allowance_s == pytest.approx(REST_SHARE * rested - loss_s)
 
 
+def test_rests_that_are_cut_short_pay_for_what_they_were() -> None:
+    """Each new sequence asks again, long before the rest is over."""
+    policy = informed(8, [0.0], 0.1, {1: 1.0})
+    for _ in range(20):
+        assert policy.rest(probe=True) >= MIN_REST_ROUNDS
+        policy.record_alone(1, 1.0)
+    assert policy.accounts[1].allowance_s == pytest.approx(20 * REST_SHARE)
+
+
 def test_as_many_sequences_are_probed_as_the_rests_have_paid_for() -> None:
     policy = informed(8, [0.0], 0.1, {1: 1.0, 8: 1.0, 16: 3.0})
-    for _ in range(5):
-        policy.rest(probe=False, num_sequences=8)
+    for _ in range(2):
+        rest(policy, 8)
     lengths = policy.choose([AcceptanceEstimate() for _ in range(8)], probe=True)
     assert set(lengths) == {0, PROBE_TOKENS}
 
@@ -236,13 +255,13 @@ def test_reading_pays_where_it_saves_more_than_it_costs() -> None:
     policy = informed(3, [1.0] * 3, 0.5, {1: 1.0, 4: 1.0})
     (saved_s,) = policy.savings([AcceptanceEstimate()])
     assert saved_s == pytest.approx(1.0 - (1.0 + 3 * 0.5) / 4), "per token"
-    assert policy.pays_to_read(saved_s, 1000, 0, 1), "unknown cost: find out"
+    assert policy.pays_to_read(saved_s, Reading(1000, 0, 1)), "unknown cost: find out"
     policy.record_read(10, 1.0)
-    assert policy.pays_to_read(saved_s, 10, 0, math.ceil(READ_MARGIN / saved_s))
-    assert not policy.pays_to_read(saved_s, 10, 0, math.floor(READ_MARGIN / saved_s))
+    assert policy.pays_to_read(saved_s, Reading(10, 0, math.ceil(READ_MARGIN / saved_s)))
+    assert not policy.pays_to_read(saved_s, Reading(10, 0, math.floor(READ_MARGIN / saved_s)))
     fixed = DraftLengthPolicy(3, adaptive=False, read_token_s=9.0)
     assert fixed.savings([AcceptanceEstimate()]) == [math.inf]
-    assert fixed.pays_to_read(math.inf, 1000, 0, 1)
+    assert fixed.pays_to_read(math.inf, Reading(1000, 0, 1))
 
 
 def test_nothing_is_saved_by_those_that_are_left_out() -> None:
@@ -261,23 +280,23 @@ def test_an_output_is_expected_to_be_as_long_as_others_or_twice_what_there_is() 
     (saved_s,) = policy.savings([AcceptanceEstimate()])
     for num_made, num_left, expected in ((0, 100, 20), (5, 100, 15), (40, 100, 40), (0, 7, 7)):
         policy.accounts.clear()  # of what was borrowed for the last one
-        assert policy.pays_to_read(saved_s, expected, num_made, num_left)
+        assert policy.pays_to_read(saved_s, Reading(expected, num_made, num_left))
         policy.accounts.clear()
-        assert not policy.pays_to_read(saved_s, expected + 1, num_made, num_left)
+        assert not policy.pays_to_read(saved_s, Reading(expected + 1, num_made, num_left))
 
 
 def test_reading_for_a_probe_is_paid_by_the_rests_before_it() -> None:
     hopeless = informed(3, [0.0] * 3, 0.5, {1: 1.0, 4: 1.0})
     hopeless.record_read(1, 0.1)
-    assert not hopeless.pays_to_read(0.0, 1, 0, 1000, probe=True), "no rest so far"
-    rests = [hopeless.rest(probe=True) for _ in range(3)]
+    assert not hopeless.pays_to_read(0.0, Reading(1, 0, 1000), probe=True), "no rest so far"
+    rests = [rest(hopeless) for _ in range(3)]
     assert rests == [2 * MIN_REST_ROUNDS, 4 * MIN_REST_ROUNDS, 8 * MIN_REST_ROUNDS]
     num_paid = int(REST_SHARE * sum(rests) / 0.1)
-    assert not hopeless.pays_to_read(0.0, num_paid, 0, 1000)
-    assert not hopeless.pays_to_read(0.0, num_paid + 1, 0, 1000, probe=True)
-    assert hopeless.pays_to_read(0.0, num_paid, 0, 1000, probe=True)
-    assert not hopeless.pays_to_read(0.0, num_paid, 0, 1000, probe=True), "it is spent"
-    assert hopeless.pays_to_read(0.0, num_paid, 0, 1000, probe=True, begun=True)
+    assert not hopeless.pays_to_read(0.0, Reading(num_paid, 0, 1000))
+    assert not hopeless.pays_to_read(0.0, Reading(num_paid + 1, 0, 1000), probe=True)
+    assert hopeless.pays_to_read(0.0, Reading(num_paid, 0, 1000), probe=True)
+    assert not hopeless.pays_to_read(0.0, Reading(num_paid, 0, 1000), probe=True), "it is spent"
+    assert hopeless.pays_to_read(0.0, Reading(num_paid, 0, 1000, is_begun=True), probe=True)
 
 
 # Accounts
@@ -288,11 +307,11 @@ def test_nothing_is_read_while_nothing_may_be_proposed() -> None:
     policy = informed(3, [1.0] * 3, 0.5, {1: 1.0, 4: 1.0})
     policy.record_read(1, 0.001)
     (saved_s,) = policy.savings([AcceptanceEstimate()])
-    assert policy.pays_to_read(saved_s, 1, 0, 100, begun=True)
+    assert policy.pays_to_read(saved_s, Reading(1, 0, 100, is_begun=True))
     policy.rest(probe=True)
     policy.record_round(1, 0, 0, 9.0)
     for probe, begun in ((False, True), (True, False)):
-        assert not policy.pays_to_read(saved_s, 1, 0, 100, probe=probe, begun=begun)
+        assert not policy.pays_to_read(saved_s, Reading(1, 0, 100, is_begun=begun), probe=probe)
 
 
 def test_rounds_that_lose_end_drafting_and_rests_allow_it_again() -> None:
@@ -303,11 +322,11 @@ def test_rounds_that_lose_end_drafting_and_rests_allow_it_again() -> None:
     assert chosen(policy) == 0
     (saved_s,) = policy.savings([AcceptanceEstimate()])
     policy.record_read(1, 0.001)
-    assert not policy.pays_to_read(saved_s, 1, 0, 100)
+    assert not policy.pays_to_read(saved_s, Reading(1, 0, 100))
     assert policy.look_up([None], [0], [[1.0] * 4]) == [0]
     rested = 0
     while not chosen(policy):
-        rested += policy.rest(probe=True)
+        rested += rest(policy)
     lost_s = 3 - START_ROUNDS
     assert lost_s <= REST_SHARE * rested < 3 * lost_s
 

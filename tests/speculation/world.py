@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from s2d_serve.engine.draft import MAX_UNREAD_TOKENS
-from s2d_serve.speculation.draft_length import DraftLengthPolicy
+from s2d_serve.speculation.draft_length import DraftLengthPolicy, Reading
 from s2d_serve.speculation.estimates import AcceptanceEstimate
 
 
@@ -153,8 +153,9 @@ class World:
         for row, saved_s in enumerate(self.policy.savings(self._records)):
             num_left = self.output_length - self._made[row]
             num_unread = self._unread[row]
+            reading = Reading(num_unread, self._made[row], num_left)
             if num_unread > MAX_UNREAD_TOKENS and self.policy.pays_to_read(
-                saved_s, num_unread, self._made[row], num_left, self.num_rows, self._is_probe
+                saved_s, reading, self.num_rows, self._is_probe
             ):
                 read_s = self.draft_step_s + num_unread * self.draft_token_s
                 self.policy.record_read(num_unread, self._measured(read_s))
