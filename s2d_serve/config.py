@@ -170,7 +170,7 @@ class TargetConfig(ModelConfig):
     prefill_chunk: int = Field(default=256, ge=64, multiple_of=64)
     """Prompt tokens read in one forward pass, all sequences together."""
     decode_steps: int = Field(default=4, ge=1, le=64)
-    """Tokens decoded per call while nothing is drafted."""
+    """Tokens decoded per call while nothing is drafted, at most: a call ends after 0.1 s."""
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     """Ranks that share the target's layers, each in an executor of its own."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"

@@ -34,7 +34,8 @@ class RoundOrder:
         """Holds the lane; the round is over afterwards, however it ended. One that is over already
         has a turn, too.
         """
-        lane: _Lane = self._lanes.setdefault(lane_id, _Lane())
+        lane: _Lane = self._lanes.get(lane_id, _Lane())
+        self._lanes[lane_id] = lane  # the latest to be forgotten
         try:
             async with lane.changed:
                 with suppress(TimeoutError):
