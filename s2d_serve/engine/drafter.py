@@ -231,32 +231,40 @@ class Drafter:
     def _weigh_reading(self, request: DraftRequest) -> list[bool]:
         """Decide which of the sequences that lag behind are worth reading: for each of them,
         whether it may be ready soon.
+
+        One after the other, each beside those that are read already or are going to be: where
+        drafting pays for all of a round only, reading one of them is in vain.
         """
         pairing = self.pairings[request.target]
         policy, most = pairing.lengths, max(pairing.num_sequences)
         records = {i: self._records[i] for i in request.limits if self.draft.is_open(i)}
+        unread = {i: self.draft.num_lagging(i) for i in records}
         for sequence_id, record in records.items():
-            if not self.draft.num_lagging(sequence_id):
+            if not unread[sequence_id]:
                 record.is_wanted = False  # whether it pays to read is another question next time
-        if not any(map(self.draft.num_lagging, records)):
-            return []
-        savings = policy.savings(
-            [records[i].drafted if i in records else None for i in request.limits]
-            + [None] * (most - len(request.limits))
-        )
-        hopes: list[bool] = []
-        for sequence_id, saved_s in zip(request.limits, savings, strict=False):
-            num_unread = self.draft.num_lagging(sequence_id)
-            if not num_unread:
-                continue
+        lagging = [i for i in records if unread[i]]
+        followed = {i for i in records if not unread[i] or records[i].is_wanted}
+        for sequence_id in sorted(lagging, key=lambda i: (not records[i].is_wanted, unread[i])):
             record = records[sequence_id]
-            num_made = record.num_output_tokens
-            is_known = not math.isnan(saved_s)
-            if is_known or record.is_wanted or not any(hopes):  # one is enough to find out
-                reading = Reading(num_unread, num_made, record.room + 1, record.is_wanted)
-                record.is_wanted = policy.pays_to_read(saved_s, reading, most, request.is_probe)
-            hopes.append(record.is_wanted or not num_made)
-        return hopes
+            is_begun = record.is_wanted
+            rows = {i: r.drafted for i, r in records.items() if i in followed or r is record}
+            savings = policy.savings(
+                [rows.get(i) for i in request.limits] + [None] * (most - len(request.limits))
+            )
+            saved_s = savings[list(request.limits).index(sequence_id)]
+            if math.isnan(saved_s) and followed:
+                break  # one is enough to find out
+            reading = Reading(
+                unread[sequence_id], record.num_output_tokens, record.room + 1, is_begun
+            )
+            record.is_wanted = policy.pays_to_read(saved_s, reading, most, request.is_probe)
+            if record.is_wanted:
+                followed.add(sequence_id)
+            elif is_begun:
+                followed.remove(sequence_id)
+            else:
+                break  # nor do longer ones
+        return [records[i].is_wanted or not records[i].num_output_tokens for i in lagging]
 
     def _share_slots(self) -> None:
         """Give slots to the sequences that have none: free ones, or where none is, one of a target

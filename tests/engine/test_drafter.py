@@ -344,6 +344,26 @@ def test_reading_must_pay_with_as_many_as_there_were_lately() -> None:
     assert drafter.prefill()
 
 
+@pytest.mark.parametrize("num_sequences", [1, 4])
+def test_one_of_many_is_not_read_where_drafting_pays_for_all_of_them_only(
+    num_sequences: int,
+) -> None:
+    """Steps of half a pass: 4.1 tokens in 3 s, and 16.4; yet 4.9 in 1.5 s, not 4 in one."""
+    pairing = Pairing(DEEP, DraftLengthPolicy(4))
+    for num_tokens in (1, 32):
+        pairing.lengths.verify_s.record(num_tokens, 1.0)
+    pairing.lengths.record_alone(num_sequences, 1.0)
+    pairing.lengths.draft_step_s.record(1, 0.5)
+    pairing.lengths.record_read(10, 0.001)
+    drafter = new_drafter({"target": pairing})
+    names = [f"sequence-{i}" for i in range(num_sequences)]
+    for name in names:
+        drafter.open(replace(new_start(name, 30), max_tokens=9), "target")
+        drafter.learn("target", StepResult({name: Outcome(30, (7,))}, 1, 1.0))
+    drafter.propose([DraftRequest("target", dict.fromkeys(names, 9))])
+    assert drafter.prefill() == (num_sequences == 1)
+
+
 def test_rounds_beside_a_draft_that_reads_say_nothing_of_the_target_alone() -> None:
     drafter = costly_reading()
     lengths = drafter.pairings["target"].lengths

@@ -148,19 +148,25 @@ class World:
         return num_accepted + 1
 
     def _read(self) -> float:
-        """Read the rows that are worth it: the seconds it takes."""
+        """Read the rows that are worth it beside those that are read: the seconds it takes."""
         seconds = 0.0
-        for row, saved_s in enumerate(self.policy.savings(self._records)):
-            num_left = self.output_length - self._made[row]
+        for row in sorted(range(self.num_rows), key=lambda row: self._unread[row]):
             num_unread = self._unread[row]
+            if num_unread <= MAX_UNREAD_TOKENS:
+                continue
+            records = [
+                record if unread <= MAX_UNREAD_TOKENS or record is self._records[row] else None
+                for record, unread in zip(self._records, self._unread, strict=True)
+            ]
+            saved_s = self.policy.savings(records)[row]
+            num_left = self.output_length - self._made[row]
             reading = Reading(num_unread, self._made[row], num_left)
-            if num_unread > MAX_UNREAD_TOKENS and self.policy.pays_to_read(
-                saved_s, reading, self.num_rows, self._is_probe
-            ):
-                read_s = self.draft_step_s + num_unread * self.draft_token_s
-                self.policy.record_read(num_unread, self._measured(read_s))
-                self._unread[row] = 1
-                seconds += read_s
+            if not self.policy.pays_to_read(saved_s, reading, self.num_rows, self._is_probe):
+                break
+            read_s = self.draft_step_s + num_unread * self.draft_token_s
+            self.policy.record_read(num_unread, self._measured(read_s))
+            self._unread[row] = 1
+            seconds += read_s
         return seconds
 
     def _choose(self) -> list[int]:
