@@ -18,7 +18,7 @@ def test_shipped_ones_are_valid(name: str) -> None:
 
 def test_there_are_those_that_are_promised() -> None:
     names = {path.stem for path in SCENARIOS.glob("*.yaml")}
-    assert names == {"smoke", "sweep", "poisson", "mix", "burst", "cancel"}
+    assert names == {"smoke", "sweep", "sweep-cpu", "poisson", "mix", "burst", "cancel"}
     assert load_scenario("cancel").cancel is not None
     assert set(load_scenario("mix").traffic) == {"even", "skewed"}
     assert load_scenario("poisson").is_open
