@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from s2d_serve import cpu
 from s2d_serve.cli.shapes import ModelShape, shape_of
 from s2d_serve.config import AppConfig, DraftConfig, TargetConfig
 from s2d_serve.engine.checkpoint import rank_counts
@@ -213,13 +214,16 @@ class _Layout:
         return self.is_on_cpu and self.value_bytes == DTYPE_BYTES["float32"]
 
     def linear_bytes(self, rows: int, columns: int) -> int:
-        """The weights of a linear layer, [rows, columns], as `prepare` leaves them."""
+        """The weights of a linear layer, [rows, columns], as `prepare` leaves them: rounded ones
+        beside the whole ones.
+        """
+        whole = rows * columns * DTYPE_BYTES["bfloat16" if cpu.has_bfloat16() else "float32"]
         if self.quantization == "int8":
-            return rows * (columns + self.value_bytes)
+            return whole + rows * (columns + self.value_bytes)
         if self.quantization == "int4" and columns % GROUP_SIZE == 0:
             rows += -rows % INT4_ROWS
             scales = 2 * rows * (columns // GROUP_SIZE)
-            return rows * columns // 2 + scales * self.value_bytes
+            return whole + rows * columns // 2 + scales * self.value_bytes
         return rows * columns * self.value_bytes
 
 

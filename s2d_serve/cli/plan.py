@@ -66,10 +66,6 @@ class Placed:
             yield f"max_sequences: {self.max_sequences}"
         if settings.dtype == "float32" and self.fits(dtype="bfloat16"):
             yield "dtype: bfloat16"
-        if isinstance(settings, DraftConfig) and self.model.is_on_cpu:
-            for smaller in ("int8", "int4"):
-                if self.fits(quantization=smaller):
-                    yield f"quantization: {smaller}"
         for number in self.model.larger_splits:
             if self.fits(tensor_parallel_size=number):
                 yield f"tensor_parallel_size: {number}"

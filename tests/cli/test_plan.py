@@ -296,13 +296,13 @@ def test_models_on_cpus_share_one_machine(
     assert result.stdout.count("problem:") == len(models(config))
 
 
-def test_a_draft_is_smaller_in_fewer_bits_and_with_fewer_layers(args: Args) -> None:
+def test_rounded_weights_come_beside_whole_ones_and_fewer_layers_are_smaller(args: Args) -> None:
     def weights(**settings: object) -> int:
         draft = {**args["draft"], "dtype": "bfloat16", **settings}
         config = AppConfig.model_validate({**args, "draft": draft})
         return models(config)["draft"].footprint().weights
 
-    assert weights(quantization="int4") < weights(quantization="int8") < weights()
+    assert weights() < weights(quantization="int4") < weights(quantization="int8")
     assert weights(layers=[0, 1, 3], exit_layers=[3], thresholds=None) < weights()
 
 

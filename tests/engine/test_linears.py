@@ -7,9 +7,12 @@ from torch import Tensor, nn
 from s2d_serve import cpu
 from s2d_serve.engine.linears import (
     MIN_PACKED_WEIGHTS,
+    WHOLE_FROM_TOKENS,
     Int4Linear,
     Int8Linear,
     PackedLinear,
+    Quantization,
+    RoundedLinear,
     SteadyLinear,
     as_linear,
     prepare,
@@ -82,7 +85,32 @@ def test_what_gains_nothing_stays_as_it_is() -> None:
     assert prepare(double) is double
     odd = layer(40, 64, torch.float32)  # no whole groups of 32
     assert prepare(odd, "int4") is odd
-    assert isinstance(prepare(odd, "int8"), Int8Linear)
+    assert isinstance(prepare(odd, "int8"), RoundedLinear)
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("name", "kind"), [("int4", Int4Linear), ("int8", Int8Linear)])
+def test_few_tokens_meet_rounded_weights_and_many_whole_ones(
+    monkeypatch: pytest.MonkeyPatch,
+    name: Quantization,
+    kind: type[nn.Module],
+    dtype: torch.dtype,
+    has_bfloat16: bool,
+) -> None:
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: has_bfloat16)
+    whole = layer(256, 512, dtype)
+    prepared, rounded = prepare(whole, name), kind(whole)
+    inputs = states(2, WHOLE_FROM_TOKENS, 256, dtype=dtype)
+    few, many = inputs[:1, 1:], inputs
+    assert torch.equal(prepared(few), rounded(few))
+    expected = whole.double()(many.double())
+
+    def error(found: Tensor) -> float:
+        return float((found - expected).norm() / expected.norm())
+
+    assert prepared(many).dtype == dtype
+    assert error(prepared(many)) < 0.005 < error(rounded(many))
 
 
 def test_every_linear_layer_inside_is_prepared() -> None:
@@ -90,6 +118,6 @@ def test_every_linear_layer_inside_is_prepared() -> None:
         layer(64, 64, torch.bfloat16), nn.Sequential(nn.Linear(64, 32)), nn.SiLU()
     )
     prepare_layers([block], "int8")
-    assert isinstance(block[0], Int8Linear)
-    assert isinstance(cast(nn.Sequential, block[1])[0], Int8Linear)
+    assert isinstance(block[0], RoundedLinear)
+    assert isinstance(cast(nn.Sequential, block[1])[0], RoundedLinear)
     assert isinstance(block[2], nn.SiLU)
