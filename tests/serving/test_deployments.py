@@ -32,7 +32,7 @@ def test_a_shipped_file_is_valid(file: Path) -> None:
     config = AppConfig.model_validate(app.args)
     assert len(config.targets) >= 2
     assert app.args["draft"]["dtype"] == "bfloat16"
-    assert all(target["dtype"] in ("auto", "bfloat16") for target in app.args["targets"].values())
+    assert all("dtype" in target for target in app.args["targets"].values())
     assert build(config) is not None
 
 
