@@ -5,7 +5,8 @@ outcomes teach.
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from s2d_serve.engine.draft import MAX_UNREAD_TOKENS, SortedDraft
@@ -40,6 +41,10 @@ class Drafter:
     draft: SortedDraft
     pairings: Mapping[str, Pairing]
     """By target."""
+    cores: AbstractContextManager[None] = field(default_factory=nullcontext)
+    """Entered wherever the draft computes, and only there: its decisions wait for nobody."""
+    seconds_waiting: float = field(default=0.0, init=False)
+    """Spent on entering `cores` so far."""
     seconds_reading: float = field(default=0.0, init=False)
     """Spent in `prefill` so far."""
     _records: dict[str, SequenceRecord] = field(default_factory=dict)
@@ -126,7 +131,8 @@ class Drafter:
             for sequence_id in drafted.keys() - found_here.keys():
                 lengths[sequence_id] = min(drafted[sequence_id], request.limits[sequence_id])
         costs: list[tuple[int, float]] = []
-        proposals = self.draft.propose(lengths, costs) | found
+        with self._computing() if any(lengths.values()) else nullcontext():
+            proposals = self.draft.propose(lengths, costs) | found
         for target in {request.target for request in requests}:
             for num_sequences, seconds in costs:
                 self.pairings[target].lengths.draft_step_s.record(num_sequences, seconds)
@@ -152,15 +158,17 @@ class Drafter:
         and not of one that would take longer to read than drafting saves.
         """
         for sequence_id, record in self._records.items():
-            if record.num_output_tokens and record.is_wanted and not record.is_looked_up:
-                started = time.perf_counter()
+            is_to_read = record.num_output_tokens and record.is_wanted and not record.is_looked_up
+            if is_to_read and self.draft.num_lagging(sequence_id):
                 lengths = self.pairings[record.target].lengths
                 max_tokens = lengths.tokens_read_in(MAX_READ_S, MIN_READ_TOKENS)
-                if num_read := self.draft.prefill(sequence_id, max_tokens):
+                with self._computing():
+                    started = time.perf_counter()
+                    num_read = self.draft.prefill(sequence_id, max_tokens)
                     seconds = time.perf_counter() - started
-                    self.seconds_reading += seconds
-                    lengths.record_read(num_read, seconds)
-                    return True
+                self.seconds_reading += seconds
+                lengths.record_read(num_read, seconds)
+                return True
         return False
 
     def try_out(self) -> bool:
@@ -218,15 +226,23 @@ class Drafter:
             for name in names:
                 start = SequenceStart(name, 0, prompt, len(prompt), params, TRY_OUT_TOKENS)
                 self.draft.open(start, exits)
-            started = time.perf_counter()
-            while any(self.draft.prefill(name) for name in names):
-                pass
-            read_s = time.perf_counter() - started
-            self.draft.propose(dict.fromkeys(names, TRY_OUT_TOKENS - 1), steps)
+            with self._computing():
+                started = time.perf_counter()
+                while any(self.draft.prefill(name) for name in names):
+                    pass
+                read_s = time.perf_counter() - started
+                self.draft.propose(dict.fromkeys(names, TRY_OUT_TOKENS - 1), steps)
         finally:
             for name in names:
                 self.draft.close(name)
         return read_s, steps
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        started = time.perf_counter()
+        with self.cores:
+            self.seconds_waiting += time.perf_counter() - started
+            yield
 
     def _weigh_reading(self, request: DraftRequest) -> list[bool]:
         """Decide which of the sequences that lag behind are worth reading: for each of them,

@@ -5,12 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Generic, TypeVar
 
 Turn = TypeVar("Turn")
 Reply = TypeVar("Reply")
-Result = TypeVar("Result")
 
 MAX_IDLE_WAIT_S = 1.0
 """Idle work gets a turn at least this often, however busy the executor is."""
@@ -33,7 +31,7 @@ class Batcher(Generic[Turn, Reply]):
         Args:
             run_pass: one pass over the open turns; the finished ones with their replies.
             run_idle: a piece of work for when nobody waits; False if there was none.
-            cores: entered for each pass and each piece of idle work.
+            cores: entered for each pass.
         """
         self._run_pass = run_pass
         self._run_idle = run_idle
@@ -55,15 +53,12 @@ class Batcher(Generic[Turn, Reply]):
         self._wake.set()
         return await future
 
-    async def run(self, action: Callable[[], None], computes: bool = False) -> None:
+    async def run(self, action: Callable[[], None]) -> None:
         """Run something on the worker thread, between two passes; it is run even if the caller is
         cancelled.
-
-        `computes`: it runs the model, and takes the cores for that as a pass does.
         """
         loop = asyncio.get_running_loop()
-        work = partial(self._compute, action) if computes else action
-        await asyncio.shield(loop.run_in_executor(self._worker, work))
+        await asyncio.shield(loop.run_in_executor(self._worker, action))
         self._wake.set()
 
     async def _run(self) -> None:
@@ -76,9 +71,7 @@ class Batcher(Generic[Turn, Reply]):
             if self._open:
                 turns = [turn for turn, _ in self._open.values()]
                 try:
-                    done = await loop.run_in_executor(
-                        self._worker, self._compute, partial(self._run_pass, turns)
-                    )
+                    done = await loop.run_in_executor(self._worker, self._compute, turns)
                 except Exception as error:
                     for turn in turns:
                         future = self._open.pop(id(turn))[1]
@@ -91,11 +84,11 @@ class Batcher(Generic[Turn, Reply]):
                         future.set_result(reply)
             has_more = True
             if is_idle or time.monotonic() - last_idle > MAX_IDLE_WAIT_S:
-                has_more = await loop.run_in_executor(self._worker, self._compute, self._run_idle)
+                has_more = await loop.run_in_executor(self._worker, self._run_idle)
                 last_idle = time.monotonic()
             if self._open or has_more:
                 self._wake.set()
 
-    def _compute(self, work: Callable[[], Result]) -> Result:
+    def _compute(self, turns: Sequence[Turn]) -> Sequence[tuple[Turn, Reply]]:
         with self._cores:
-            return work()
+            return self._run_pass(turns)

@@ -44,8 +44,9 @@ class _Asked:
 
     round: int
     started: float
+    """Of the pass, as if it had not waited for the cores."""
     seconds: float
-    """Of the pass."""
+    """Of the pass, without that."""
     seconds_reading: float
     """The drafter's, by then."""
 
@@ -62,9 +63,7 @@ class DraftExecutor:
         self._asked = Remembered()
         self._mailbox = Mailbox()
         self._last_decode = 0.0
-        self._batcher: Batcher[DraftTurn, DraftReply] = Batcher(
-            self._run_pass, self._read_ahead, core_turns(config)
-        )
+        self._batcher: Batcher[DraftTurn, DraftReply] = Batcher(self._run_pass, self._read_ahead)
 
     async def load(self) -> ModelInfo:
         """Load the weights; the first call to make.
@@ -106,7 +105,7 @@ class DraftExecutor:
         Raises: what the forward pass raises.
         """
         if time.monotonic() - self._last_decode > SELF_TEST_AGE_S:
-            await self._batcher.run(self._self_test, computes=True)
+            await self._batcher.run(self._self_test)
         draft = self._drafter.draft
         return ExecutorStatus(
             self._info,
@@ -125,6 +124,7 @@ class DraftExecutor:
         from s2d_serve.engine.assemble import load_drafter
 
         self._drafter, checkpoint = load_drafter(self._config, self._targets)
+        self._drafter.cores = core_turns(self._config)
         self._info = ModelInfo(
             "draft",
             checkpoint.digest,
@@ -150,12 +150,14 @@ class DraftExecutor:
             for result in turn.results:
                 missing.update(self._drafter.learn(target, result, round_s))
             unknown.append(missing)
+        waited_s = -self._drafter.seconds_waiting
         drafts = self._drafter.propose([turn.call.request for turn in turns])
+        waited_s += self._drafter.seconds_waiting
         exits = {n for draft in drafts for p in draft.proposals.values() for n in p.exits}
         if exits - {LOOKUP_EXIT}:
             self._last_decode = time.monotonic()
-        seconds = time.perf_counter() - started
-        asked = started, seconds, self._drafter.seconds_reading
+        seconds = time.perf_counter() - started - waited_s
+        asked = started + waited_s, seconds, self._drafter.seconds_reading
         for turn, draft in zip(turns, drafts, strict=True):
             if draft.has_tokens:
                 self._asked[turn.call.lane_id] = _Asked(turn.call.round, *asked)

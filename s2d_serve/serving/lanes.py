@@ -3,13 +3,15 @@
     proposals = draft.propose.remote(call, [last outcomes])     # object references only:
     outcomes = target.verify.remote(call, [proposals])          # no proposal passes through here
 
-While the draft works, the next round is submitted before the last one is read, so that this process
-is off the critical path. While it rests, or is lost, the target decodes several tokens per call.
+While the draft works and rounds are short, the next one is submitted before the last is read, so
+that this process is off the critical path; a newcomer waits for both. While the draft rests, or is
+lost, the target decodes several tokens per call.
 """
 
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, replace
@@ -27,6 +29,10 @@ from s2d_serve.speculation.draft_length import MAX_REST_ROUNDS
 log = logging.getLogger("s2d_serve")
 
 MAX_RETRY_S = 60.0
+MAX_AHEAD_S = 0.1
+"""Rounds that take longer are not sent ahead: that saves a few ms of each, and costs a sequence
+that joins one of them whole.
+"""
 NO_WORK_PAUSE_S = 0.02
 """After a round in which no sequence took part: they all wait for a slot."""
 IDLE_S = 60.0
@@ -76,6 +82,8 @@ class Lane:
         self._changed = asyncio.Event()
         self._round_numbers = itertools.count(1)
         self._delivered_at = 0.0
+        self._round_s = math.inf
+        """What the last one took."""
         self._unlearned: Any | None = None
         self._rest_rounds = 0
         self._is_probe = False
@@ -117,7 +125,7 @@ class Lane:
             self._ends.draft is not None
             and not self._draft_is_lost
             and any(
-                sequence.max_draft_tokens and not (self._is_resting and sequence.is_weighed)
+                sequence.is_draftable and not (self._is_resting and sequence.is_weighed)
                 for sequence in self._sequences.values()
             )
         )
@@ -128,7 +136,8 @@ class Lane:
 
     async def _run(self) -> None:
         while True:
-            while self._served() and len(self._pending) < (2 if self.is_drafting else 1):
+            is_ahead = self.is_drafting and self._round_s < MAX_AHEAD_S
+            while self._served() and len(self._pending) < 1 + is_ahead:
                 self._pending.append(self._submit(self._served()))
             if not self._pending:
                 if self.is_over or not await self._has_work():
@@ -144,9 +153,9 @@ class Lane:
             # sent ahead, yet done one by one
             begun_at = max(pending.submitted_at, self._delivered_at)
             self._delivered_at = time.monotonic()
-            seconds = self._delivered_at - begun_at
-            self._report(pending, reply, seconds)
-            self._deliver(reply, seconds)
+            self._round_s = self._delivered_at - begun_at
+            self._report(pending, reply, self._round_s)
+            self._deliver(reply, self._round_s)
             self._finish_draining()
             if not any(result.outcomes for result in reply.results):
                 await asyncio.sleep(NO_WORK_PAUSE_S)
@@ -215,7 +224,7 @@ class Lane:
     def _report(self, pending: Round, reply: VerifyReply, seconds: float) -> None:
         """Say what a round took, and why it had no draft."""
         served = [self._sequences[i] for i in pending.sequence_ids & self._sequences.keys()]
-        wants_draft = any(sequence.max_draft_tokens for sequence in served)
+        wants_draft = any(sequence.is_draftable for sequence in served)
         report = RoundReport(seconds, reply, self._fallback(reply) if wants_draft else None)
         report.count(self._ends.meter)
         report.trace([sequence.trace for sequence in served if sequence.trace is not None])
@@ -249,9 +258,9 @@ class Lane:
         if reply.draft_state in ("late", "dead"):
             self._lose_draft(is_dead=reply.draft_state == "dead")
         elif reply.draft_state == "none":
-            self._rest_rounds -= len(reply.results)
+            self._is_probe = self._is_probe or self._is_resting
+            self._rest_rounds = max(self._rest_rounds - len(reply.results), 0)
             self._alone_costs.extend(_alone_costs(reply, call_s))
-            self._is_probe = True
         elif reply.rest_rounds:
             self._rest_rounds = self._rest_rounds if self._is_resting else reply.rest_rounds
             self._weigh(reply)

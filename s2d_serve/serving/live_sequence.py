@@ -43,6 +43,11 @@ class LiveSequence:
     trace: Trace | None = None
     """Of its request, if that is sampled."""
 
+    @property
+    def is_draftable(self) -> bool:
+        """There is something to draft after: the target has read the prompt."""
+        return self.max_draft_tokens > 0 and len(self.token_ids) > self.num_prompt_tokens
+
     def start(self) -> SequenceStart:
         """How to open it as it stands."""
         return SequenceStart(

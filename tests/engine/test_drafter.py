@@ -1,6 +1,7 @@
 import math
 import random
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -103,6 +104,30 @@ def test_a_sequence_whose_prompt_is_being_read_gets_no_proposal() -> None:
     assert drafter.prefill()
     assert not drafter.prefill()
     assert set(ask(drafter, "long", "short")) == {"long", "short"}
+
+
+def test_cores_are_taken_to_compute_and_not_to_decide() -> None:
+    entered: list[str] = []
+
+    class Cores(nullcontext[None]):
+        def __enter__(self) -> None:
+            entered.append(doing)
+
+    drafter = new_drafter()
+    drafter.cores = Cores()
+    doing = "nothing"
+    drafter.open(new_start("long", 30), "target")
+    drafter.learn("target", result(long=Outcome(30, (7,))))
+    assert ask(drafter, "long", "unknown") == {}
+    assert entered == []
+    doing = "read"
+    assert drafter.prefill()
+    assert not drafter.prefill()
+    doing = "draft"
+    assert ask(drafter, "long")
+    doing = "try out"
+    assert drafter.try_out()
+    assert entered == ["read", "draft", "try out"]
 
 
 def test_outcomes_are_followed() -> None:
@@ -322,13 +347,13 @@ def test_a_slow_draft_reads_in_small_chunks_so_that_no_round_waits_long(
 
     def prefill(_: SortedDraft, sequence_id: str, max_tokens: int | None) -> int:
         asked.append((sequence_id, max_tokens))
-        return 0
+        return 1
 
     monkeypatch.setattr(SortedDraft, "prefill", prefill)
     lengths = drafter.pairings["target"].lengths
     for token_s in (math.nan, 0.5, MAX_READ_S / 100):
         lengths.read_token_s = token_s
-        assert not drafter.prefill()
+        assert drafter.prefill()
     assert asked == [("long", None), ("long", MIN_READ_TOKENS), ("long", 100)]
 
 

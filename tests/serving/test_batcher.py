@@ -47,8 +47,7 @@ async def test_a_pass_that_fails_for_one_who_is_gone_is_not_the_last() -> None:
     assert await asyncio.wait_for(batcher.submit("good"), 10) == "GOOD"
 
 
-async def test_what_computes_takes_the_cores_and_nothing_else_does() -> None:
-    """A draft that is asked how it is computes while a target does, else: both take far longer."""
+async def test_passes_take_the_cores_and_nothing_else_does() -> None:
     taken: list[str] = []
 
     class Cores(nullcontext[None]):
@@ -60,6 +59,4 @@ async def test_what_computes_takes_the_cores_and_nothing_else_does() -> None:
     )
     await batcher.run(lambda: taken.append("no cores"))
     assert taken == ["no cores"]
-    await batcher.run(lambda: taken.append("self-test"), computes=True)
-    assert taken == ["no cores", "cores", "self-test"]
     assert await batcher.submit("a") == "cores"

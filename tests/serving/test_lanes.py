@@ -4,20 +4,28 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
-from s2d_serve.config import AppConfig, TargetConfig
+from s2d_serve.config import AppConfig, RouterConfig, TargetConfig
 from s2d_serve.engine.assemble import load_target
-from s2d_serve.engine.messages import Draft, Outcome, Proposal, SequenceStart
+from s2d_serve.engine.messages import Draft, Outcome, Proposal, SequenceStart, StepResult
 from s2d_serve.engine.step import ReferenceLoop
 from s2d_serve.observability.meter import Meter
 from s2d_serve.serving.draft_executor import DraftExecutor
-from s2d_serve.serving.lanes import Lane, LaneEnds
+from s2d_serve.serving.lanes import MAX_AHEAD_S, Lane, LaneEnds
 from s2d_serve.serving.live_sequence import LiveSequence
-from s2d_serve.serving.messages import DraftCall, DraftReply, SequenceRef, VerifyCall
+from s2d_serve.serving.messages import (
+    DraftCall,
+    DraftReply,
+    DraftState,
+    SequenceRef,
+    VerifyCall,
+    VerifyReply,
+)
 from s2d_serve.serving.target_executor import TargetExecutor
 from s2d_serve.speculation.params import SamplingParams
 
@@ -207,15 +215,16 @@ class Sleeper:
     """A draft that always would rather rest, and remembers about whom it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[set[str], bool]] = []
+        self.asked: list[tuple[set[str], bool, list[int]]] = []
 
     async def propose(self, call: DraftCall, refs: list[Any]) -> DraftReply:
         """Rest for ever."""
-        self.asked.append((set(call.request.limits), call.request.is_probe))
+        num_output = [len(s.token_ids) - s.num_prompt_tokens for s in call.joins]
+        self.asked.append((set(call.request.limits), call.request.is_probe, num_output))
         return DraftReply(Draft({}, rest_rounds=10_000), (), 0.0)
 
-    async def seen(self) -> list[tuple[set[str], bool]]:
-        """The calls so far: sequences, and whether they were probes."""
+    async def seen(self) -> list[tuple[set[str], bool, list[int]]]:
+        """The calls so far: sequences, whether they were probes, output tokens of new ones."""
         return self.asked
 
 
@@ -238,10 +247,55 @@ async def test_a_rest_does_not_hold_for_a_sequence_that_the_draft_has_not_weighe
             finish_reason = outcome.finish_reason
     asked = await sleeper.seen.remote()
     ray.kill(sleeper)
-    assert not any(is_probe for _, is_probe in asked)
+    assert not any(is_probe for _, is_probe, _ in asked), "a first token alone was no rest"
     for number in range(2):
-        num_calls = sum(ids == {f"sleeper-{number}"} for ids, _ in asked)
+        num_calls = sum(ids == {f"sleeper-{number}"} for ids, _, _ in asked)
         assert 1 <= num_calls <= 2, "rounds are submitted two at a time"
+    assert {n for _, _, num_output in asked for n in num_output} == {1}, "once the prompt was read"
+
+
+class Timed:
+    """Stands for both executors: each round gives a token and takes so long."""
+
+    def __init__(self, round_s: float) -> None:
+        self.most_at_once = 0
+        self.verify = SimpleNamespace(remote=self._verify)
+        self.propose = SimpleNamespace(remote=lambda call, refs: call.request)
+        self._round_s = round_s
+        self._under_way: list[asyncio.Task[VerifyReply]] = []
+
+    def _verify(self, call: VerifyCall, refs: list[Any]) -> asyncio.Task[VerifyReply]:
+        before = [task for task in self._under_way if not task.done()]
+        round_ = asyncio.create_task(self._round(call, bool(refs), before))
+        self._under_way = [*before, round_]
+        self.most_at_once = max(self.most_at_once, len(self._under_way))
+        return round_
+
+    async def _round(
+        self, call: VerifyCall, is_drafted: bool, before: list[asyncio.Task[VerifyReply]]
+    ) -> VerifyReply:
+        await asyncio.gather(*before)
+        await asyncio.sleep(self._round_s)
+        base = 2 + call.round
+        outcomes = {ref.sequence_id: Outcome(base, (7,)) for ref in call.sequences}
+        state: DraftState = "ok" if is_drafted else "none"
+        return VerifyReply((StepResult(outcomes, 1, self._round_s),), (), state)
+
+
+@pytest.mark.parametrize(("round_s", "at_once"), [(0.2 * MAX_AHEAD_S, 2), (1.2 * MAX_AHEAD_S, 1)])
+async def test_short_rounds_are_sent_ahead_and_long_ones_are_not(
+    round_s: float, at_once: int
+) -> None:
+    both = Timed(round_s)
+    ends = LaneEnds("tiny", both, both, 4, RouterConfig(), Meter().of("tiny"))
+    lane = Lane("lane-timed", ends)
+    params = SamplingParams(temperature=0.0)
+    sequence = LiveSequence("one", [1, 2, 3], 3, params, 100, None, 4)
+    lane.add(sequence)
+    for _ in range(5):
+        assert isinstance(await asyncio.wait_for(sequence.outcomes.get(), 30), Outcome)
+    lane.remove(sequence)
+    assert both.most_at_once == at_once
 
 
 async def test_a_repeated_call_gets_the_same_reply(bench: Bench) -> None:
