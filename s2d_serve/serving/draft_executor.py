@@ -35,7 +35,10 @@ class DraftTurn:
     """A propose call in the passes."""
 
     call: DraftCall
-    results: tuple[StepResult, ...]
+    results: tuple[StepResult, ...] = ()
+    """Of the lane's last round."""
+    waited_s: float = 0.0
+    """In that round, by the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +82,11 @@ class DraftExecutor:
         Args:
             refs: a reference to the lane's last `VerifyReply`, or nothing.
         """
-        results: tuple[StepResult, ...] = ()
+        turn = DraftTurn(call)
         for ref in refs:
             last: VerifyReply = await self._mailbox.first(call.lane_id, call.round - 1, ref)
-            results = last.results
-        reply = await self._batcher.submit(DraftTurn(call, results))
+            turn = DraftTurn(call, last.results, last.waited_s)
+        reply = await self._batcher.submit(turn)
         self._mailbox.send(call.lane_id, call.round, reply)
         return reply
 
@@ -168,13 +171,13 @@ class DraftExecutor:
 
     def _round_s(self, turn: DraftTurn) -> float | None:
         """What the lane's last round took since it asked for proposals, if it got any, without the
-        reading of prompts here.
+        reading of prompts here, for which the target waits, and without other waiting.
         """
         last: _Asked | None = self._asked.pop(turn.call.lane_id, None)
         if last is None or last.round != turn.call.round - 1 or not turn.results:
             return None
         read_s = self._drafter.seconds_reading - last.seconds_reading
-        round_s = time.perf_counter() - last.started - read_s
+        round_s = time.perf_counter() - last.started - max(read_s, turn.waited_s)
         policy = self._drafter.pairings[turn.call.request.target].lengths
         passes_s = last.seconds + sum(result.seconds for result in turn.results)
         policy.record_overhead(round_s - passes_s)

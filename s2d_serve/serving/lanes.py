@@ -336,9 +336,11 @@ class Lane:
 
 
 def _alone_costs(reply: VerifyReply, call_s: float) -> list[AloneCost]:
-    """Of the passes of a call without a draft, which took so long in all."""
-    between_s = call_s - sum(result.seconds for result in reply.results)
-    beside_s = between_s / max(len(reply.results), 1)
+    """Of the passes of a call without a draft, which took so long in all: waiting for others is no
+    cost of theirs.
+    """
+    between_s = call_s - reply.waited_s - sum(result.seconds for result in reply.results)
+    beside_s = max(between_s, 0.0) / max(len(reply.results), 1)
     return [
         AloneCost(
             result.num_committing,

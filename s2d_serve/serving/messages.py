@@ -101,6 +101,8 @@ class VerifyReply:
     """As in `DraftReply`."""
     started_s: float = 0.0
     """When the proposals were there: Unix time of the executor's machine."""
+    waited_s: float = 0.0
+    """Since then, outside passes: for the cores, or for passes of other lanes."""
 
 
 @dataclass(frozen=True, slots=True)

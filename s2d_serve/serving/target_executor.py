@@ -62,6 +62,9 @@ class VerifyTurn:
     results: list[StepResult] = field(default_factory=list)
     unknown: tuple[SequenceRef, ...] = ()
     is_joined: bool = False
+    waiting_since: float = field(default_factory=time.perf_counter)
+    """The last pass ended then, or the call came."""
+    waited_s: float = 0.0
 
 
 class TargetExecutor:
@@ -188,6 +191,7 @@ class TargetExecutor:
             reply.seconds,
             reply.started_s,
             started_s,
+            verified.waited_s,
         )
 
     async def _proposals(
@@ -208,6 +212,8 @@ class TargetExecutor:
 
     def _run_pass(self, turns: Sequence[VerifyTurn]) -> list[tuple[VerifyTurn, VerifyReply]]:
         """One forward pass over the sequences of all turns."""
+        for turn in turns:
+            turn.waited_s += time.perf_counter() - turn.waiting_since
         self._open_joins(turns)
         proposals: dict[str, Proposal] = {}
         for turn in turns:
@@ -232,8 +238,10 @@ class TargetExecutor:
                 if ref.sequence_id in result.outcomes
             }
             turn.results.append(StepResult(own, result.num_tokens, result.seconds))
+            turn.waiting_since = time.perf_counter()
             if _is_over(turn, own) or not begun.isdisjoint(own):  # a first token waits for none
-                done.append((turn, VerifyReply(tuple(turn.results), turn.unknown)))
+                reply = VerifyReply(tuple(turn.results), turn.unknown, waited_s=turn.waited_s)
+                done.append((turn, reply))
         return done
 
     def _step(self, proposals: Mapping[str, Proposal]) -> StepResult:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -97,8 +98,36 @@ async def test_a_failed_self_test_keeps_no_slot(
         assert (await executor.status()).num_sequences == 0
 
 
-async def test_a_round_with_proposals_is_booked_by_the_clock(config: AppConfig) -> None:
-    """From asking to the outcomes, whoever took the time; the next round is another one."""
+async def test_waiting_for_the_cores_is_told_apart_from_the_round(
+    target: TargetExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_s = 0.1
+    await target.load()
+
+    class Busy(nullcontext[None]):
+        def __enter__(self) -> None:
+            time.sleep(wait_s)
+
+    monkeypatch.setattr(target._batcher, "_cores", Busy())
+    start = SequenceStart("waits", 0, (1, 2), 2, SamplingParams(temperature=0.0), 9)
+    refs = (SequenceRef("waits", 0),)
+    for number, num_passes in ((1, 1), (2, 3)):
+        started = time.perf_counter()
+        reply = await target.verify(VerifyCall("waiting", number, (start,), refs, 3, 1.0, 0), [])
+        took_s = time.perf_counter() - started
+        assert len(reply.results) == num_passes
+        passes_s = sum(result.seconds for result in reply.results)
+        assert num_passes * wait_s <= reply.waited_s <= took_s - passes_s
+    await target.leave("waits")
+
+
+@pytest.mark.parametrize("waited_s", [0.0, 0.15])
+async def test_a_round_with_proposals_is_booked_by_the_clock(
+    config: AppConfig, waited_s: float
+) -> None:
+    """From asking to the outcomes, whoever took the time; but waiting for others is no cost of it.
+    The next round is another one.
+    """
     assert config.draft is not None
     draft = DraftExecutor(config.draft, {"tiny": config.targets["tiny"].speculation})
     await draft.load()
@@ -115,13 +144,15 @@ async def test_a_round_with_proposals_is_booked_by_the_clock(config: AppConfig) 
     away_s, pass_s = 0.3, 0.1
     await asyncio.sleep(away_s)
     outcome = Outcome(3, (*proposal.token_ids, 7), len(proposal.token_ids), proposal.exits)
-    verified = VerifyReply((StepResult({"a": outcome}, 1 + len(proposal.exits), pass_s),))
+    result = StepResult({"a": outcome}, 1 + len(proposal.exits), pass_s)
+    verified = VerifyReply((result,), waited_s=waited_s)
     await draft.receive("lane", 1, verified)
     nothing: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     before = time.perf_counter()
     await draft.propose(replace(call, round=2, joins=()), [nothing])
     took_s = time.perf_counter() - before
     account = lengths.accounts[1]
+    away_s -= waited_s
     saved_s = len(outcome.token_ids) * 1.0 - away_s
     assert saved_s - reply.seconds - took_s - 0.1 < account.balance_s - 2.0 <= saved_s
     assert away_s - pass_s - 0.01 < lengths.overhead_s < away_s - pass_s + took_s + 0.1

@@ -71,17 +71,17 @@ async def rounds(
 @pytest.mark.parametrize(
     ("states", "has_draft", "max_draft_tokens", "expected"),
     [
-        (["ok", "ok", "ok"], True, 4, {}),
-        (["ok", "late", "none"], True, 4, {"late": 1, "lost": 1}),
-        (["dead", "none", "none"], True, 4, {"dead": 1, "lost": 2}),
-        (["none", "none"], False, 4, {"absent": 2}),
+        (["none", "ok", "ok", "ok"], True, 4, {}),
+        (["none", "ok", "late", "none"], True, 4, {"late": 1, "lost": 1}),
+        (["none", "dead", "none", "none"], True, 4, {"dead": 1, "lost": 2}),
+        (["none", "none", "none"], False, 4, {"absent": 2}),
         (["none", "none"], False, 0, {}),
     ],
 )
 async def test_rounds_without_the_draft_are_counted_by_reason(
     states: list[DraftState], has_draft: bool, max_draft_tokens: int, expected: dict[str, int]
 ) -> None:
-    """None where the sequence may not use it."""
+    """None where the sequence may not use it, and none in the first, which reads the prompt."""
     samples = await rounds(states, has_draft, max_draft_tokens)
     found = {r: total(samples, "s2d:draft_fallback_total", reason=r) for r in FALLBACKS}
     assert {reason: number for reason, number in found.items() if number} == expected
