@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
-REST_SHARE = 0.02
+REST_SHARE = 0.01
 """Of the time without proposals, what trying again may cost: the most that speculation loses."""
 START_ROUNDS = 2.0
 """Rounds of the target alone that trying may cost before anything is known."""

@@ -36,8 +36,8 @@ def test_a_rest_settles_debts_and_earns_trying_again() -> None:
     account.allow(50.0)
     assert account.balance_s == 50 * REST_SHARE - 1.0
     account.balance_s = 0.0
-    account.allow(10.0)
-    assert account.allowance_s == pytest.approx(10 * REST_SHARE)
+    account.allow(20.0)
+    assert account.allowance_s == pytest.approx(20 * REST_SHARE)
     assert not account.spend(0.3)
     assert account.spend(0.15)
     assert account.spend(-5.0), "what saves is no expense"

@@ -215,7 +215,7 @@ def test_rests_that_are_cut_short_pay_for_what_they_were() -> None:
 
 def test_as_many_sequences_are_probed_as_the_rests_have_paid_for() -> None:
     policy = informed(8, [0.0], 0.1, {1: 1.0, 8: 1.0, 16: 3.0})
-    for _ in range(2):
+    for _ in range(3):
         rest(policy, 8)
     lengths = policy.choose([AcceptanceEstimate() for _ in range(8)], probe=True)
     assert set(lengths) == {0, PROBE_TOKENS}
