@@ -90,8 +90,7 @@ class ModelConfig(Config):
     def _is_decided(cls, dtype: object, info: ValidationInfo) -> object:
         if dtype != "auto":
             return dtype
-        on_cpu = info.data.get("device") == "cpu"
-        return "float32" if on_cpu and not cpu.has_bfloat16() else "bfloat16"
+        return cpu.fastest_dtype() if info.data.get("device") == "cpu" else "bfloat16"
 
 
 class SpeculationConfig(Config):

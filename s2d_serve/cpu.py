@@ -3,6 +3,7 @@
 import platform
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """The kernel's names for arithmetic in bfloat16: x86 two, Arm one."""
@@ -22,6 +23,11 @@ def flags() -> frozenset[str]:
 def has_bfloat16() -> bool:
     """Whether it multiplies bfloat16: without, a pass over n tokens takes n times one."""
     return not flags().isdisjoint(BFLOAT16_FLAGS)
+
+
+def fastest_dtype() -> Literal["bfloat16", "float32"]:
+    """In which it multiplies several tokens at once fastest."""
+    return "bfloat16" if has_bfloat16() else "float32"
 
 
 @cache

@@ -217,7 +217,7 @@ class _Layout:
         """The weights of a linear layer, [rows, columns], as `prepare` leaves them: rounded ones
         beside the whole ones.
         """
-        whole = rows * columns * DTYPE_BYTES["bfloat16" if cpu.has_bfloat16() else "float32"]
+        whole = rows * columns * DTYPE_BYTES[cpu.fastest_dtype()]
         if self.quantization == "int8":
             return whole + rows * (columns + self.value_bytes)
         if self.quantization == "int4" and columns % GROUP_SIZE == 0:

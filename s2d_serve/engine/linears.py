@@ -142,7 +142,7 @@ class RoundedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, rounded: Int8Linear | Int4Linear) -> None:
         super().__init__()
         self.rounded = rounded
-        self.dtype = torch.bfloat16 if cpu.has_bfloat16() else torch.float32
+        self.dtype: torch.dtype = getattr(torch, cpu.fastest_dtype())
         self.whole = prepare(as_linear(linear.weight.to(self.dtype), linear.bias))
 
     def forward(self, states: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ class VerifyTurn:
     waiting_since: float = field(default_factory=time.perf_counter)
     """The last pass ended then, or the call came."""
     waited_s: float = 0.0
+    """As in `VerifyReply`."""
 
 
 class TargetExecutor:

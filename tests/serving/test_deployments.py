@@ -32,7 +32,8 @@ def test_a_shipped_file_is_valid(file: Path) -> None:
     config = AppConfig.model_validate(app.args)
     assert len(config.targets) >= 2
     assert app.args["draft"]["dtype"] == "bfloat16"
-    assert all("dtype" in target for target in app.args["targets"].values())
+    dtypes = {target["dtype"] for target in app.args["targets"].values()}
+    assert dtypes <= {"auto", "bfloat16"} or (dtypes == {"float32"} and file.name == "s2d.yaml")
     assert build(config) is not None
 
 
