@@ -2,7 +2,6 @@
 outcomes teach.
 """
 
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,8 +29,8 @@ MAX_READ_S = 0.25
 """Of a chunk: a round that comes meanwhile has to wait."""
 MIN_READ_TOKENS = 16
 """Of a chunk, however slow: fewer cost more, each."""
-TRY_OUT_TOKENS = 4
-"""Room for what is drafted after it."""
+TRY_OUT_TOKENS = 3
+"""Room for what is drafted after it, all but one."""
 
 
 @dataclass(slots=True)
@@ -48,6 +47,8 @@ class Drafter:
     seconds_reading: float = field(default=0.0, init=False)
     """Spent in `prefill` so far."""
     _records: dict[str, SequenceRecord] = field(default_factory=dict)
+    _num_to_measure: int = 2
+    """Sequences of the next draft step whose cost is to be learned, in idle time."""
 
     def open(self, start: SequenceStart, target: str) -> None:
         """Take up a sequence of a target; without a slot nothing is drafted for it."""
@@ -171,6 +172,19 @@ class Drafter:
                 return True
         return False
 
+    def measure(self) -> bool:
+        """Learn what a step for one more number of sequences costs; False if all are known, or
+        there are not so many slots now.
+        """
+        num_sequences = self._num_to_measure
+        costs = self._try_out(num_sequences, 1)
+        if costs is None:
+            return False
+        for pairing in self.pairings.values():
+            pairing.lengths.draft_step_s.correct(num_sequences, min(s for _, s in costs[1]))
+        self._num_to_measure *= 2
+        return True
+
     def try_out(self) -> bool:
         """Read and draft for a sequence of our own; False if no slot is free."""
         return self._try_out(1, 1) is not None
@@ -182,11 +196,8 @@ class Drafter:
         """
         self._try_out(1, self._num_warm_up_tokens)
         self._measure_costs()
-        num_sequences = 2
-        while costs := self._try_out(num_sequences, 1):
-            for pairing in self.pairings.values():
-                pairing.lengths.draft_step_s.record(num_sequences, min(s for _, s in costs[1]))
-            num_sequences *= 2
+        while self.measure():
+            pass
 
     @property
     def _num_warm_up_tokens(self) -> int:
@@ -197,7 +208,7 @@ class Drafter:
 
         At the start, and when a target first finds the draft not worth it: other models were
         loading on the same cores before, and a draft that seems too slow would never show that it
-        is not.
+        is not. Steps for several sequences are left to `measure`.
         """
         costs = self._try_out(1, self._num_warm_up_tokens)
         if costs is None:
@@ -207,6 +218,7 @@ class Drafter:
             if self._num_warm_up_tokens > MAX_UNREAD_TOKENS:
                 pairing.lengths.read_token_s = read_s / (self._num_warm_up_tokens - 1)
             pairing.lengths.draft_step_s.correct(1, min(s for _, s in steps))
+        self._num_to_measure = 2
         return True
 
     def _try_out(
@@ -245,41 +257,30 @@ class Drafter:
             yield
 
     def _weigh_reading(self, request: DraftRequest) -> list[bool]:
-        """Decide which of the sequences that lag behind are worth reading: for each of them,
-        whether it may be ready soon.
-
-        One after the other, each beside those that are read already or are going to be: where
-        drafting pays for all of a round only, reading one of them is in vain.
+        """Decide which of the sequences that lag behind are worth reading, the shorter ones first:
+        for each of them, whether it may be ready soon.
         """
         pairing = self.pairings[request.target]
-        policy, most = pairing.lengths, max(pairing.num_sequences)
         records = {i: self._records[i] for i in request.limits if self.draft.is_open(i)}
         unread = {i: self.draft.num_lagging(i) for i in records}
         for sequence_id, record in records.items():
             if not unread[sequence_id]:
                 record.is_wanted = False  # whether it pays to read is another question next time
-        lagging = [i for i in records if unread[i]]
-        followed = {i for i in records if not unread[i] or records[i].is_wanted}
-        for sequence_id in sorted(lagging, key=lambda i: (not records[i].is_wanted, unread[i])):
-            record = records[sequence_id]
-            is_begun = record.is_wanted
-            rows = {i: r.drafted for i, r in records.items() if i in followed or r is record}
-            savings = policy.savings(
-                [rows.get(i) for i in request.limits] + [None] * (most - len(request.limits))
-            )
-            saved_s = savings[list(request.limits).index(sequence_id)]
-            if math.isnan(saved_s) and followed:
-                break  # one is enough to find out
-            reading = Reading(
-                unread[sequence_id], record.num_output_tokens, record.room + 1, is_begun
-            )
-            record.is_wanted = policy.pays_to_read(saved_s, reading, most, request.is_probe)
-            if record.is_wanted:
-                followed.add(sequence_id)
-            elif is_begun:
-                followed.remove(sequence_id)
-            else:
-                break  # nor do longer ones
+        lagging = sorted(
+            (i for i in records if unread[i]), key=lambda i: (not records[i].is_wanted, unread[i])
+        )
+        ready = [records[i].drafted for i in records if not unread[i]]
+        num_others = max(pairing.num_sequences) - len(lagging)
+        num_wanted = pairing.lengths.num_worth_reading(
+            ready + [None] * (num_others - len(ready)),
+            [
+                Reading(r.drafted, unread[i], r.num_output_tokens, r.room + 1, r.is_wanted)
+                for i, r in ((i, records[i]) for i in lagging)
+            ],
+            request.is_probe,
+        )
+        for order, sequence_id in enumerate(lagging):
+            records[sequence_id].is_wanted = order < num_wanted
         return [records[i].is_wanted or not records[i].num_output_tokens for i in lagging]
 
     def _share_slots(self) -> None:

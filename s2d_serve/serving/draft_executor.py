@@ -66,7 +66,7 @@ class DraftExecutor:
         self._asked = Remembered()
         self._mailbox = Mailbox()
         self._last_decode = 0.0
-        self._batcher: Batcher[DraftTurn, DraftReply] = Batcher(self._run_pass, self._read_ahead)
+        self._batcher: Batcher[DraftTurn, DraftReply] = Batcher(self._run_pass, self._work_ahead)
 
     async def load(self) -> ModelInfo:
         """Load the weights; the first call to make.
@@ -183,12 +183,14 @@ class DraftExecutor:
         policy.record_overhead(round_s - passes_s)
         return round_s
 
-    def _read_ahead(self) -> bool:
-        """Read a chunk of a sequence that lags behind; a draft that cannot is replaced."""
+    def _work_ahead(self) -> bool:
+        """Read a chunk of a sequence that lags behind, or else measure a cost; a draft that cannot
+        is replaced.
+        """
         try:
-            return self._drafter.prefill()
+            return self._drafter.prefill() or self._drafter.measure()
         except Exception:
-            log.exception("the draft ends: it could not read a prompt")
+            log.exception("the draft ends: it could not compute in its idle time")
             os._exit(1)
 
     def _forget(self, sequence_id: str) -> None:

@@ -47,6 +47,8 @@ cores with them, and an output may end early.
 class Reading(NamedTuple):
     """What the draft must read before it can draft for a sequence, and what for."""
 
+    record: AcceptanceEstimate
+    """Of the sequence."""
     num_unread: int
     """Tokens."""
     num_made: int
@@ -149,48 +151,54 @@ class DraftLengthPolicy:
             account.write_off()
         return self.rest_rounds
 
-    def savings(self, sequences: Sequence[AcceptanceEstimate | None]) -> list[float]:
-        """Seconds that drafting for the sequences of a round saves per output token of each; NaN
-        while a cost is unknown.
+    def num_worth_reading(
+        self,
+        others: Sequence[AcceptanceEstimate | None],
+        lagging: Sequence[Reading],
+        probe: bool = False,
+    ) -> int:
+        """How many of the sequences that lag behind, the first ones, are to be read, since drafting
+        for them will save more than reading them costs.
 
-        `sequences`: as in `choose`; None for those that will not be ready either.
-        """
-        if not self.adaptive:
-            return [math.inf] * len(sequences)
-        account = self._account(len(sequences))
-        plan = None if account is None else self._plan(self._rows(sequences))
-        if plan is None:
-            return [math.nan] * len(sequences)
-        saved_s = 1 / plan.alone - 1 / plan.rate
-        return [saved_s if length else 0.0 for length in plan.lengths]
-
-    def pays_to_read(
-        self, saved_s: float, reading: Reading, num_sequences: int = 1, probe: bool = False
-    ) -> bool:
-        """Whether drafting for a sequence will save more than reading it costs; then it is to be
-        read.
+        They are weighed together: a step serves all of them, and may pay for two where it does not
+        for one.
 
         Args:
-            saved_s: its `savings`.
-            reading: what has to be read.
-            num_sequences: in the round.
-            probe: read it also if the account allows it.
+            others: records of the other sequences of a round, as in `choose`; None for those that
+                will not be ready either.
+            lagging: the other ones, those first that were to be read already.
+            probe: read more if the account allows it, unless not even a draft that is always right
+                and takes no time would pay.
         """
         if not self.adaptive or math.isnan(self.read_token_s):
-            return True
+            return len(lagging)
+        num_sequences = len(others) + len(lagging)
         account = self._account_in_credit(num_sequences)
         if account is None:
-            return False
-        num_made = reading.num_made
-        expected = min(reading.num_left, max(self.output_tokens - num_made, num_made))
-        cost_s = reading.num_unread * self.read_token_s
-        if math.isnan(saved_s) or READ_MARGIN * cost_s <= saved_s * expected:
-            if reading.is_begun:
-                return True
-            if account.balance_s >= account.debt_s:
-                account.borrow(cost_s, expected)
-                return True
-        return probe and (reading.is_begun or account.spend(cost_s))
+            return 0
+        chosen, most_s, lent_s = 0, 0.0, 0.0
+        for count, reading in enumerate(lagging, 1):
+            if not reading.is_begun and account.debt_s + lent_s > account.balance_s:
+                break
+            lent_s += 0.0 if reading.is_begun else self._reading_s(reading)
+            gain_s = self._gain_of_reading(others, lagging, count)
+            if math.isnan(gain_s):
+                chosen = 0 if any(others) else 1  # one is enough to find out
+                break
+            if gain_s >= most_s:
+                chosen, most_s = count, gain_s
+        for reading in lagging[:chosen]:
+            if not reading.is_begun:
+                account.borrow(self._reading_s(reading), self._expected_tokens(reading))
+        most_saved_s = self._alone_now_s(num_sequences) / num_sequences  # per output token
+        while probe and chosen < len(lagging):
+            reading = lagging[chosen]
+            cost_s = self._reading_s(reading)
+            is_hopeful = READ_MARGIN * cost_s <= most_saved_s * self._expected_tokens(reading)
+            if not (reading.is_begun or (is_hopeful and account.spend(cost_s))):
+                break
+            chosen += 1
+        return chosen
 
     def tokens_read_in(self, seconds: float, least: int) -> int | None:
         """As many as can be read in this time, but the least at least; None: not known."""
@@ -314,6 +322,36 @@ class DraftLengthPolicy:
                     lengths = [length * (k in order[:count]) for k in range(len(rows))]
                     rate = found
         return _Plan(lengths, rate, alone)
+
+    def _gain_of_reading(
+        self,
+        others: Sequence[AcceptanceEstimate | None],
+        lagging: Sequence[Reading],
+        count: int,
+    ) -> float:
+        """Seconds that drafting saves for the first `count` that lag, less `READ_MARGIN` times what
+        reading them costs; NaN while a cost is unknown.
+        """
+        records = [reading.record for reading in lagging[:count]]
+        left_out = [None] * (len(lagging) - count)
+        plan = self._plan(self._rows([*others, *records, *left_out]))
+        if plan is None:
+            return math.nan
+        saved_s = 1 / plan.alone - 1 / plan.rate  # per output token
+        lengths = plan.lengths[len(others) :]
+        return sum(
+            saved_s * self._expected_tokens(reading) * (length > 0)
+            - READ_MARGIN * self._reading_s(reading)
+            for reading, length in zip(lagging[:count], lengths, strict=False)
+        )
+
+    def _reading_s(self, reading: Reading) -> float:
+        return reading.num_unread * self.read_token_s
+
+    def _expected_tokens(self, reading: Reading) -> float:
+        """Output tokens still to come: as many as of others, or twice what there is."""
+        num_made = reading.num_made
+        return min(reading.num_left, max(self.output_tokens - num_made, num_made))
 
     def _probe(
         self, rows: Sequence[_Row], alone: float, probe: bool, account: Account

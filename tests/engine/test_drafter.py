@@ -369,24 +369,27 @@ def test_reading_must_pay_with_as_many_as_there_were_lately() -> None:
     assert drafter.prefill()
 
 
-@pytest.mark.parametrize("num_sequences", [1, 4])
-def test_one_of_many_is_not_read_where_drafting_pays_for_all_of_them_only(
-    num_sequences: int,
+@pytest.mark.parametrize(("num_idle", "num_read"), [(0, 4), (9, 0)])
+def test_sequences_are_read_together_where_drafting_pays_for_most_of_them_only(
+    num_idle: int, num_read: int
 ) -> None:
-    """Steps of half a pass: 4.1 tokens in 3 s, and 16.4; yet 4.9 in 1.5 s, not 4 in one."""
+    """Steps of half a pass: 16.4 tokens in 3 s, not 12; yet 25.4 in 3 s, not 39."""
     pairing = Pairing(DEEP, DraftLengthPolicy(4))
     for num_tokens in (1, 32):
         pairing.lengths.verify_s.record(num_tokens, 1.0)
-    pairing.lengths.record_alone(num_sequences, 1.0)
+    pairing.lengths.record_alone(4 + num_idle, 1.0)
     pairing.lengths.draft_step_s.record(1, 0.5)
     pairing.lengths.record_read(10, 0.001)
+    pairing.num_sequences.append(4 + num_idle)
     drafter = new_drafter({"target": pairing})
-    names = [f"sequence-{i}" for i in range(num_sequences)]
+    names = [f"sequence-{i}" for i in range(4)]
     for name in names:
         drafter.open(replace(new_start(name, 30), max_tokens=9), "target")
         drafter.learn("target", StepResult({name: Outcome(30, (7,))}, 1, 1.0))
     drafter.propose([DraftRequest("target", dict.fromkeys(names, 9))])
-    assert drafter.prefill() == (num_sequences == 1)
+    while drafter.prefill():
+        pass
+    assert sum(drafter.draft.is_ready(name) for name in names) == num_read
 
 
 def test_rounds_beside_a_draft_that_reads_say_nothing_of_the_target_alone() -> None:
@@ -415,10 +418,15 @@ def test_costs_of_a_busy_start_are_corrected_when_they_forbid_drafting() -> None
     assert one < 0.5
     assert two == pytest.approx(2 * one)
     assert drafter.prefill(), "it pays now"
+    while drafter.measure():
+        pass
+    measured = pairing.lengths.draft_step_s.seconds
+    assert sorted(measured) == [1, 2]
+    assert measured[2] != two, "in idle time"
 
 
 def test_what_is_too_costly_to_read_is_probed_ever_more_rarely() -> None:
-    drafter = costly_reading(10)
+    drafter = costly_reading(25)
     rests = [rest_of(drafter, probe=True) for _ in range(3)]
     assert rests == [2 * MIN_REST_ROUNDS, 4 * MIN_REST_ROUNDS, 8 * MIN_REST_ROUNDS]
     assert rest_of(drafter) == rests[-1]

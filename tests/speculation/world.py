@@ -149,22 +149,22 @@ class World:
 
     def _read(self) -> float:
         """Read the rows that are worth it beside those that are read: the seconds it takes."""
+        lagging = [row for row in range(self.num_rows) if self._unread[row] > MAX_UNREAD_TOKENS]
+        lagging.sort(key=lambda row: self._unread[row])
+        readings = [
+            Reading(
+                self._records[row],
+                self._unread[row],
+                self._made[row],
+                self.output_length - self._made[row],
+            )
+            for row in lagging
+        ]
+        ready = [self._records[row] for row in range(self.num_rows) if row not in lagging]
         seconds = 0.0
-        for row in sorted(range(self.num_rows), key=lambda row: self._unread[row]):
-            num_unread = self._unread[row]
-            if num_unread <= MAX_UNREAD_TOKENS:
-                continue
-            records = [
-                record if unread <= MAX_UNREAD_TOKENS or record is self._records[row] else None
-                for record, unread in zip(self._records, self._unread, strict=True)
-            ]
-            saved_s = self.policy.savings(records)[row]
-            num_left = self.output_length - self._made[row]
-            reading = Reading(num_unread, self._made[row], num_left)
-            if not self.policy.pays_to_read(saved_s, reading, self.num_rows, self._is_probe):
-                break
-            read_s = self.draft_step_s + num_unread * self.draft_token_s
-            self.policy.record_read(num_unread, self._measured(read_s))
+        for row in lagging[: self.policy.num_worth_reading(ready, readings, self._is_probe)]:
+            read_s = self.draft_step_s + self._unread[row] * self.draft_token_s
+            self.policy.record_read(self._unread[row], self._measured(read_s))
             self._unread[row] = 1
             seconds += read_s
         return seconds
