@@ -166,7 +166,7 @@ def _run_draft(draft: SortedDraft, policy: ExitPolicy) -> None:
     num_slots = draft.trunk.cache.num_slots
     for i in range(num_slots):
         draft.open(_start(str(i), 2 if i else draft.prefill_chunk + 1), policy)
-    draft.prefill("0")
+    draft.prefill(["0"])
     draft.propose({str(i): 2 for i in range(num_slots)}, [])
 
 

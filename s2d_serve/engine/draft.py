@@ -9,7 +9,7 @@ Source: S2D, arXiv:2407.01955.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -136,20 +136,25 @@ class SortedDraft:
         return sequence is not None and not sequence.is_sure
 
     @torch.inference_mode()
-    def prefill(self, sequence_id: str, max_tokens: int | None = None) -> int:
-        """Read a chunk of a sequence that lags behind, in all its segments: the tokens read.
+    def prefill(self, sequence_ids: Iterable[str], max_tokens: int | None = None) -> int:
+        """Read a chunk of the sequences that lag behind, the first ones first, in all their
+        segments: the tokens read, all together.
 
-        The last token is left for the draft to go on from.
+        The last token of each is left for the draft to go on from.
 
         `max_tokens`: at most so many, where `prefill_chunk` is more.
         """
-        if not (num_unread := self.num_lagging(sequence_id)):
-            return 0
-        sequence = self.sequences[sequence_id]
-        chunk = min(self.prefill_chunk, num_unread, max_tokens or num_unread)
-        for segment in range(len(sequence.filled)):
-            self._run_segment(segment, [sequence], chunk)
-        return chunk
+        budget = min(self.prefill_chunk, max_tokens or self.prefill_chunk)
+        chunks: dict[str, int] = {}
+        for sequence_id in sequence_ids:
+            if chunk := min(self.num_lagging(sequence_id), budget):
+                chunks[sequence_id] = chunk
+                budget -= chunk
+        sequences = [self.sequences[i] for i in chunks]
+        for segment in range(max((len(s.filled) for s in sequences), default=0)):
+            deep = [s for s in sequences if segment < len(s.filled)]
+            self._run_segment(segment, deep, list(chunks.values()))
+        return sum(chunks.values())
 
     @torch.inference_mode()
     def propose(
@@ -240,15 +245,19 @@ class SortedDraft:
         return leaving
 
     def _run_segment(
-        self, segment: int, sequences: Sequence[DraftSequence], max_tokens: int | None = None
+        self, segment: int, sequences: Sequence[DraftSequence], chunks: Sequence[int] = ()
     ) -> Tensor:
-        """Bring a segment up to date with the one before: [B, hidden], each one's last token."""
+        """Bring a segment up to date with the one before: [B, hidden], each one's last token.
+
+        `chunks`: tokens that the first one reads of each sequence; none given: all there are.
+        """
         if not sequences:
             return self.trunk.embed([])
         rows, inputs = [], []
-        for sequence in sequences:
+        for i, sequence in enumerate(sequences):
             if segment == 0:
-                new = self.trunk.embed(sequence.token_ids[sequence.filled[0] :][:max_tokens])
+                unread = sequence.token_ids[sequence.filled[0] :]
+                new = self.trunk.embed(unread[: chunks[i]] if chunks else unread)
             else:
                 new = sequence.parked[segment - 1]
                 sequence.parked[segment - 1] = new.new_empty(0, new.shape[1])

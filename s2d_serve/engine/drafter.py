@@ -23,12 +23,8 @@ from s2d_serve.speculation.exits import LOOKUP_EXIT
 from s2d_serve.speculation.lookup import SuffixLookup
 from s2d_serve.speculation.params import SamplingParams
 
-WARM_UP_TOKENS = 32
+FEW_TOKENS, MANY_TOKENS = 32, 128
 """Read to learn what reading costs."""
-MAX_READ_S = 0.25
-"""Of a chunk: a round that comes meanwhile has to wait."""
-MIN_READ_TOKENS = 16
-"""Of a chunk, however slow: fewer cost more, each."""
 TRY_OUT_TOKENS = 3
 """Room for what is drafted after it, all but one."""
 
@@ -47,8 +43,8 @@ class Drafter:
     seconds_reading: float = field(default=0.0, init=False)
     """Spent in `prefill` so far."""
     _records: dict[str, SequenceRecord] = field(default_factory=dict)
-    _num_to_measure: int = 2
-    """Sequences of the next draft step whose cost is to be learned, in idle time."""
+    _num_to_measure: int = 1
+    """Sequences of what `measure` tries next."""
 
     def open(self, start: SequenceStart, target: str) -> None:
         """Take up a sequence of a target; without a slot nothing is drafted for it."""
@@ -114,6 +110,8 @@ class Drafter:
                 policy.verify_s.record(cost.num_tokens, cost.seconds)
                 if cost.num_tokens == cost.num_sequences and has_rested:
                     policy.record_alone(cost.num_sequences, cost.round_s)
+            for num_output_tokens in request.ended_lengths:
+                policy.record_end(num_output_tokens)
             if request.is_probe and not pairing.is_settled:
                 pairing.is_settled = self._measure_costs()
             ready = {i: self._records[i] for i in request.limits if self.draft.is_ready(i)}
@@ -152,36 +150,45 @@ class Drafter:
         return sequence_id in self._records
 
     def prefill(self) -> bool:
-        """Read one chunk of a sequence that lags behind; False if there is nothing to read.
+        """Read a chunk of the sequences that lag behind; False if there is nothing to read.
 
         Not of one whose prompt the target has yet to read: on shared cores it would wait for the
         draft (first token of the 1.5B on 2 cores: 9% later), not of one that suffix lookup serves,
         and not of one that would take longer to read than drafting saves.
         """
-        for sequence_id, record in self._records.items():
-            is_to_read = record.num_output_tokens and record.is_wanted and not record.is_looked_up
-            if is_to_read and self.draft.num_lagging(sequence_id):
-                lengths = self.pairings[record.target].lengths
-                max_tokens = lengths.tokens_read_in(MAX_READ_S, MIN_READ_TOKENS)
-                with self._computing():
-                    started = time.perf_counter()
-                    num_read = self.draft.prefill(sequence_id, max_tokens)
-                    seconds = time.perf_counter() - started
-                self.seconds_reading += seconds
-                lengths.record_read(num_read, seconds)
-                return True
-        return False
+        targets = {
+            i: record.target
+            for i, record in self._records.items()
+            if record.num_output_tokens and record.is_wanted and not record.is_looked_up
+            if self.draft.num_lagging(i)
+        }
+        if not targets:
+            return False
+        lengths = [self.pairings[target].lengths for target in sorted(set(targets.values()))]
+        with self._computing():
+            started = time.perf_counter()
+            num_read = self.draft.prefill(targets, lengths[0].reading_s.max_tokens)
+            seconds = time.perf_counter() - started
+        self.seconds_reading += seconds
+        for policy in lengths:
+            policy.reading_s.record(num_read, seconds)
+        return True
 
     def measure(self) -> bool:
-        """Learn what a step for one more number of sequences costs; False if all are known, or
-        there are not so many slots now.
+        """Learn what reading many tokens costs, or a step for twice as many sequences as the last
+        time; False if all is known, or there are not so many slots now.
         """
         num_sequences = self._num_to_measure
-        costs = self._try_out(num_sequences, 1)
+        num_tokens = self._fitting(MANY_TOKENS) if num_sequences == 1 else 1
+        costs = self._try_out(num_sequences, num_tokens)
         if costs is None:
             return False
-        for pairing in self.pairings.values():
-            pairing.lengths.draft_step_s.correct(num_sequences, min(s for _, s in costs[1]))
+        read_s, steps = costs
+        few = self._fitting(FEW_TOKENS)
+        for policy in (pairing.lengths for pairing in self.pairings.values()):
+            policy.draft_step_s.correct(num_sequences, min(s for _, s in steps))
+            if num_tokens > few > MAX_UNREAD_TOKENS:
+                policy.reading_s.tell_apart(few - 1, num_tokens - 1, read_s)
         self._num_to_measure *= 2
         return True
 
@@ -194,31 +201,33 @@ class Drafter:
 
         What a library makes at its first use is no cost of drafting: the second time counts.
         """
-        self._try_out(1, self._num_warm_up_tokens)
+        self._try_out(1, self._fitting(FEW_TOKENS))
         self._measure_costs()
         while self.measure():
             pass
 
-    @property
-    def _num_warm_up_tokens(self) -> int:
-        return min(WARM_UP_TOKENS, self.draft.trunk.cache.capacity - TRY_OUT_TOKENS)
+    def _fitting(self, num_tokens: int) -> int:
+        """So many, or as many as a sequence of our own can have."""
+        return min(num_tokens, self.draft.trunk.cache.capacity - TRY_OUT_TOKENS)
 
     def _measure_costs(self) -> bool:
-        """Learn what reading and a draft step cost, whatever was known; False if no slot is free.
+        """Learn what reading few tokens and a draft step cost, whatever was known; False if no slot
+        is free. The rest is left to `measure`.
 
         At the start, and when a target first finds the draft not worth it: other models were
         loading on the same cores before, and a draft that seems too slow would never show that it
-        is not. Steps for several sequences are left to `measure`.
+        is not.
         """
-        costs = self._try_out(1, self._num_warm_up_tokens)
+        few = self._fitting(FEW_TOKENS)
+        costs = self._try_out(1, few)
         if costs is None:
             return False
         read_s, steps = costs
-        for pairing in self.pairings.values():
-            if self._num_warm_up_tokens > MAX_UNREAD_TOKENS:
-                pairing.lengths.read_token_s = read_s / (self._num_warm_up_tokens - 1)
-            pairing.lengths.draft_step_s.correct(1, min(s for _, s in steps))
-        self._num_to_measure = 2
+        for policy in (pairing.lengths for pairing in self.pairings.values()):
+            if few > MAX_UNREAD_TOKENS:
+                policy.reading_s.record(few - 1, read_s, weight=1.0)
+            policy.draft_step_s.correct(1, min(s for _, s in steps))
+        self._num_to_measure = 1
         return True
 
     def _try_out(
@@ -240,7 +249,7 @@ class Drafter:
                 self.draft.open(start, exits)
             with self._computing():
                 started = time.perf_counter()
-                while any(self.draft.prefill(name) for name in names):
+                while self.draft.prefill(names):
                     pass
                 read_s = time.perf_counter() - started
                 self.draft.propose(dict.fromkeys(names, TRY_OUT_TOKENS - 1), steps)

@@ -130,6 +130,8 @@ class DraftRequest:
     """Draft a little even where it should not pay: first round after a rest."""
     alone_costs: tuple["AloneCost", ...] = ()
     """Of rounds that the draft took no part in."""
+    ended_lengths: tuple[int, ...] = ()
+    """Output tokens of sequences that ended in such rounds."""
 
 
 @dataclass(frozen=True, slots=True)

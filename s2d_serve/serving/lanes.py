@@ -38,7 +38,9 @@ NO_WORK_PAUSE_S = 0.02
 IDLE_S = 60.0
 """A lane without a sequence for so long ends: its executors may be gone."""
 MAX_REMEMBERED_COSTS = MAX_REST_ROUNDS
-"""Costs of target passes kept for a draft that rests: it tries again by the time that it rested."""
+"""Costs of target passes, and lengths of outputs, kept for a draft that rests: it tries again by
+the time that it rested.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class Lane:
         self._rest_rounds = 0
         self._is_probe = False
         self._alone_costs: deque[AloneCost] = deque(maxlen=MAX_REMEMBERED_COSTS)
+        self._ended_lengths: deque[int] = deque(maxlen=MAX_REMEMBERED_COSTS)
         self._draft_is_lost = False
         self._draft_attempt = 0
         if ends.is_apart and ends.draft is not None:
@@ -213,9 +216,11 @@ class Lane:
                 {sequence.sequence_id: sequence.max_draft_tokens for sequence in wanted},
                 self._is_probe and not self._is_resting,
                 tuple(self._alone_costs),
+                tuple(self._ended_lengths),
             ),
         )
         self._alone_costs.clear()
+        self._ended_lengths.clear()
         for sequence in wanted:
             sequence.is_drafted = True
         last_round = [] if self._unlearned is None else [self._unlearned]
@@ -248,6 +253,8 @@ class Lane:
                 sequence = self._sequences.get(sequence_id)
                 if sequence is not None and outcome.token_ids:
                     self._take(sequence, replace(outcome, times=times))
+                    if outcome.finish_reason is not None and reply.draft_state == "none":
+                        self._ended_lengths.append(sequence.num_output_tokens)
         for ref in reply.unknown:
             sequence = self._sequences.get(ref.sequence_id)
             if sequence is not None and sequence.epoch == ref.epoch:

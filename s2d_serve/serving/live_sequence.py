@@ -44,9 +44,14 @@ class LiveSequence:
     """Of its request, if that is sampled."""
 
     @property
+    def num_output_tokens(self) -> int:
+        """Committed so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
     def is_draftable(self) -> bool:
         """There is something to draft after: the target has read the prompt."""
-        return self.max_draft_tokens > 0 and len(self.token_ids) > self.num_prompt_tokens
+        return self.max_draft_tokens > 0 and self.num_output_tokens > 0
 
     def start(self) -> SequenceStart:
         """How to open it as it stands."""

@@ -8,7 +8,7 @@ ever more rarely.
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from s2d_serve.speculation.estimates import (
     COST_WEIGHT,
     AcceptanceEstimate,
     CostCurve,
+    ReadingCost,
     StepEstimate,
     reach,
 )
@@ -94,8 +95,8 @@ class DraftLengthPolicy:
     steps: StepEstimate = field(default_factory=StepEstimate)
     draft_step_s: CostCurve = field(default_factory=CostCurve)
     """Cost of one draft step, by the sequences that it serves."""
-    read_token_s: float = math.nan
-    """Cost per token of reading what the draft has not followed."""
+    reading_s: ReadingCost = field(default_factory=ReadingCost)
+    """Cost of reading what the draft has not followed, by tokens."""
     verify_s: CostCurve = field(default_factory=CostCurve)
     """Cost of one target forward, by tokens."""
     alone_s: AloneRounds = field(default_factory=AloneRounds)
@@ -170,48 +171,35 @@ class DraftLengthPolicy:
             probe: read more if the account allows it, unless not even a draft that is always right
                 and takes no time would pay.
         """
-        if not self.adaptive or math.isnan(self.read_token_s):
+        if not self.adaptive or math.isnan(self.reading_s(1)):
             return len(lagging)
         num_sequences = len(others) + len(lagging)
         account = self._account_in_credit(num_sequences)
         if account is None:
             return 0
-        chosen, most_s, lent_s = 0, 0.0, 0.0
+        chosen, most_s = 0, 0.0
         for count, reading in enumerate(lagging, 1):
+            lent_s = self._cost_of_reading(r for r in lagging[: count - 1] if not r.is_begun)
             if not reading.is_begun and account.debt_s + lent_s > account.balance_s:
                 break
-            lent_s += 0.0 if reading.is_begun else self._reading_s(reading)
             gain_s = self._gain_of_reading(others, lagging, count)
             if math.isnan(gain_s):
                 chosen = 0 if any(others) else 1  # one is enough to find out
                 break
             if gain_s >= most_s:
                 chosen, most_s = count, gain_s
-        for reading in lagging[:chosen]:
-            if not reading.is_begun:
-                account.borrow(self._reading_s(reading), self._expected_tokens(reading))
+        if new := [reading for reading in lagging[:chosen] if not reading.is_begun]:
+            num_tokens = sum(self._expected_tokens(reading) for reading in new)
+            account.borrow(self._cost_of_reading(new), num_tokens)
         most_saved_s = self._alone_now_s(num_sequences) / num_sequences  # per output token
         while probe and chosen < len(lagging):
             reading = lagging[chosen]
-            cost_s = self._reading_s(reading)
+            cost_s = self._cost_of_reading([reading])
             is_hopeful = READ_MARGIN * cost_s <= most_saved_s * self._expected_tokens(reading)
             if not (reading.is_begun or (is_hopeful and account.spend(cost_s))):
                 break
             chosen += 1
         return chosen
-
-    def tokens_read_in(self, seconds: float, least: int) -> int | None:
-        """As many as can be read in this time, but the least at least; None: not known."""
-        if math.isnan(self.read_token_s):
-            return None
-        return max(int(seconds / self.read_token_s), least)
-
-    def record_read(self, num_tokens: int, seconds: float) -> None:
-        """Learn what reading costs."""
-        token_s = seconds / num_tokens
-        if math.isnan(self.read_token_s):
-            self.read_token_s = token_s
-        self.read_token_s += COST_WEIGHT * (token_s - self.read_token_s)
 
     def record_alone(self, num_sequences: int, seconds: float) -> None:
         """Learn what a round of the target alone takes, all of it; a share of that time may be
@@ -339,14 +327,16 @@ class DraftLengthPolicy:
             return math.nan
         saved_s = 1 / plan.alone - 1 / plan.rate  # per output token
         lengths = plan.lengths[len(others) :]
-        return sum(
-            saved_s * self._expected_tokens(reading) * (length > 0)
-            - READ_MARGIN * self._reading_s(reading)
+        num_tokens = sum(
+            self._expected_tokens(reading)
             for reading, length in zip(lagging[:count], lengths, strict=False)
+            if length
         )
+        return saved_s * num_tokens - READ_MARGIN * self._cost_of_reading(lagging[:count])
 
-    def _reading_s(self, reading: Reading) -> float:
-        return reading.num_unread * self.read_token_s
+    def _cost_of_reading(self, lagging: Iterable[Reading]) -> float:
+        """Seconds, of all of them together."""
+        return self.reading_s(sum(reading.num_unread for reading in lagging))
 
     def _expected_tokens(self, reading: Reading) -> float:
         """Output tokens still to come: as many as of others, or twice what there is."""
@@ -380,9 +370,7 @@ class DraftLengthPolicy:
         return lengths
 
     def _account(self, num_sequences: int) -> Account | None:
-        """For so many sequences; None before a round of the target alone was seen with about as
-        many.
-        """
+        """For so many sequences; None before a round of the target alone was seen."""
         alone_s = self._alone_now_s(num_sequences)
         if math.isnan(alone_s):
             return None
@@ -398,10 +386,14 @@ class DraftLengthPolicy:
         """Seconds of a round of the target alone, as it would be now; NaN as long as none was seen.
 
         While drafting pays there are none: then its pass, as rounds with proposals show it, is what
-        it takes at most, with what they take beside their passes.
+        it takes at most, with what they take beside their passes; and all that is known of it
+        where there was never one with about as many sequences.
         """
         now_s = self.verify_s(num_sequences) + self.overhead_s
-        return min(self.alone_s(num_sequences), now_s)
+        seen_s = self.alone_s(num_sequences)
+        if math.isnan(seen_s) and self.alone_s.rounds:
+            return now_s
+        return min(seen_s, now_s)
 
     def _rest_longer(self) -> None:
         self.rest_rounds = min(2 * self.rest_rounds, MAX_REST_ROUNDS)

@@ -13,6 +13,14 @@ SEQUENCE_PRIOR_WEIGHT = 8.0
 """Rounds that the target's own record is worth beside a sequence's."""
 COST_WEIGHT = 0.2
 """Weight of a new measurement in a running cost."""
+MAX_READ_S = 0.25
+"""Of a pass that reads: a round that comes meanwhile has to wait."""
+MIN_READ_TOKENS = 16
+"""Of a pass that reads, however slow: fewer cost more, each."""
+MIN_SHARE = 0.1
+"""Of a pass over few tokens, that further ones take at least: no measurement is so exact that they
+are free.
+"""
 DRIFT_SHARE = 0.5
 """How far, of one, the other sizes of a cost curve follow the one that was measured."""
 
@@ -141,3 +149,45 @@ class CostCurve:
         share = (num_tokens - low) / (high - low)
         cost = self.seconds[low] * (1 - share) + self.seconds[high] * share
         return max(cost, self.seconds[sizes[0]] / 2)
+
+
+@dataclass(slots=True)
+class ReadingCost:
+    """Seconds that reading takes: so much for each pass over the weights, and so much for each
+    token.
+    """
+
+    token_s: float = math.nan
+    pass_s: float = 0.0
+
+    def record(self, num_tokens: int, seconds: float, weight: float = COST_WEIGHT) -> None:
+        """Add a measurement of a pass to the running costs; both change by the same factor."""
+        if math.isnan(self.token_s):
+            self.token_s = seconds / num_tokens
+        factor = 1 + weight * (seconds / self._of_pass(num_tokens) - 1)
+        self.token_s *= factor
+        self.pass_s *= factor
+
+    def tell_apart(self, few: int, many: int, seconds: float) -> None:
+        """A pass over `many` tokens took so long, one over `few` what it is known to."""
+        few_s = self._of_pass(few)
+        self.token_s = min(max(seconds - few_s, MIN_SHARE * few_s) / (many - few), few_s / few)
+        self.pass_s = few_s - few * self.token_s
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of a pass that takes `MAX_READ_S`, or twice what it takes without any, but
+        `MIN_READ_TOKENS` at least; None: not known.
+        """
+        if math.isnan(self.token_s):
+            return None
+        longest_s = max(MAX_READ_S, 2 * self.pass_s)
+        return max(int((longest_s - self.pass_s) / self.token_s), MIN_READ_TOKENS)
+
+    def __call__(self, num_tokens: int) -> float:
+        """Estimate for so many; NaN as long as nothing was measured."""
+        num_passes = math.ceil(num_tokens / (self.max_tokens or 1))
+        return num_passes * self.pass_s + num_tokens * self.token_s
+
+    def _of_pass(self, num_tokens: int) -> float:
+        return self.pass_s + num_tokens * self.token_s

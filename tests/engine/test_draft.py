@@ -225,7 +225,7 @@ class AnyInterleaving:
         name = (lagging or sorted(self.tokens))[0]
         is_lagging = bool(lagging)
         assert self.draft.num_lagging(name) == (before[name] - 1 if is_lagging else 0)
-        assert self.draft.prefill(name) == (9 if is_lagging else 0)
+        assert self.draft.prefill([name]) == (9 if is_lagging else 0)
         after = {i: own.num_missing for i, own in self.draft.sequences.items()}
         if is_lagging:
             before[name] -= 9
@@ -515,7 +515,7 @@ def test_the_last_token_is_never_drafted(num_left: int) -> None:
 def test_a_proposal_ends_where_the_slot_does(num_free: int) -> None:
     draft = new_draft()
     draft.open(new_start("a", CAPACITY - num_free, max_tokens=40), WHOLE)
-    while draft.prefill("a"):
+    while draft.prefill(["a"]):
         pass
     if num_free == 0:
         assert propose(draft, {"a": 9})["a"].token_ids == ()
@@ -533,7 +533,7 @@ def test_a_sequence_that_outgrows_its_slot_gives_it_back() -> None:
     assert draft.commit("a", CAPACITY - 2, [1, 2])
     assert not draft.commit("a", CAPACITY, [3])
     assert draft.sequences == {}
-    assert draft.num_lagging("a") == draft.prefill("a") == 0
+    assert draft.num_lagging("a") == draft.prefill(["a"]) == 0
     longer = replace(start, epoch=1, token_ids=(*start.token_ids, 1, 2, 3))
     assert not draft.open(longer, WHOLE)
     assert all(draft.open(new_start(i), WHOLE) for i in "bcd"), "all slots are free"
@@ -571,21 +571,39 @@ def test_a_long_prompt_is_read_in_chunks_and_delays_nobody(oracle: Oracle) -> No
     num_chunks = 0
     while not draft.is_ready("long"):
         assert draft.num_lagging("long") == 29 - 8 * num_chunks
-        assert draft.prefill("long") == 8
+        assert draft.prefill(["long"]) == 8
         num_chunks += 1
         assert draft.sequences["long"].filled == [8 * num_chunks] * 3
         assert_cached_as_by(oracle, draft)
     assert num_chunks == 2  # 14 are left, which a proposal may read itself
-    assert draft.num_lagging("long") == draft.prefill("long") == 0
+    assert draft.num_lagging("long") == draft.prefill(["long"]) == 0
     assert propose(draft, {"long": 2})["long"] == oracle.proposal(long, long.token_ids, WHOLE, 2)
+
+
+def test_sequences_share_a_chunk_and_the_first_ones_come_first(oracle: Oracle) -> None:
+    draft = new_draft()
+    starts = [new_start("a", 30), new_start("b", 30), new_start("c", 30)]
+    for start, policy in zip(starts, (ExitPolicy(()), WHOLE, WHOLE), strict=True):
+        draft.open(start, policy)
+    assert draft.prefill(["a", "b", "c"], max_tokens=40) == 40
+    assert [draft.sequences[i].filled for i in "abc"] == [[29], [11] * 3, [0] * 3]
+    assert_cached_as_by(oracle, draft)
+    assert draft.prefill(["a", "b", "c"]) == 18 + 29
+    assert draft.prefill(["a", "b", "c"]) == 0
+    proposals = propose(draft, {"a": 2, "b": 3, "c": 1})
+    for start, policy, length in zip(
+        starts, (ExitPolicy(()), WHOLE, WHOLE), (2, 3, 1), strict=True
+    ):
+        expected = oracle.proposal(start, start.token_ids, policy, length)
+        assert proposals[start.sequence_id] == expected
 
 
 def test_a_prompt_that_fits_in_one_chunk_is_gone_on_from_at_once(oracle: Oracle) -> None:
     draft = new_draft()
     start = new_start("a", 30)
     draft.open(start, WHOLE)
-    assert draft.prefill("a") == 29
-    assert draft.prefill("a") == 0
+    assert draft.prefill(["a"]) == 29
+    assert draft.prefill(["a"]) == 0
     assert propose(draft, {"a": 3})["a"] == oracle.proposal(start, start.token_ids, WHOLE, 3)
 
 

@@ -1,13 +1,13 @@
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
 from s2d_serve.engine.draft import SortedDraft
-from s2d_serve.engine.drafter import MAX_READ_S, MIN_READ_TOKENS, Drafter
+from s2d_serve.engine.drafter import Drafter
 from s2d_serve.engine.messages import (
     AloneCost,
     DraftRequest,
@@ -20,6 +20,7 @@ from s2d_serve.engine.pairing import NUM_RECENT_ROUNDS, Pairing
 from s2d_serve.engine.trunk import Trunk
 from s2d_serve.speculation.account import START_ROUNDS
 from s2d_serve.speculation.draft_length import MIN_REST_ROUNDS, PROBE_TOKENS, DraftLengthPolicy
+from s2d_serve.speculation.estimates import MAX_READ_S, MIN_READ_TOKENS, ReadingCost
 from s2d_serve.speculation.exits import LOOKUP_EXIT, ExitPolicy
 from s2d_serve.speculation.lookup import LookupEstimate
 from s2d_serve.speculation.params import SamplingParams
@@ -315,7 +316,7 @@ def costly_reading(num_left: int = 100) -> Drafter:
         pairing.lengths.verify_s.record(num_tokens, 1.0)
     pairing.lengths.record_alone(1, 1.0)
     pairing.lengths.draft_step_s.record(1, 0.1)
-    pairing.lengths.record_read(10, 5.0)
+    pairing.lengths.reading_s.record(10, 5.0)
     pairing.is_settled = True
     drafter = new_drafter({"target": pairing})
     drafter.open(replace(new_start("long", 30), max_tokens=num_left + 1), "target")
@@ -343,18 +344,33 @@ def test_a_slow_draft_reads_in_small_chunks_so_that_no_round_waits_long(
 ) -> None:
     drafter = costly_reading()
     drafter.propose([DraftRequest("target", {"long": 9})])
-    asked: list[tuple[str, int | None]] = []
+    asked: list[tuple[list[str], int | None]] = []
 
-    def prefill(_: SortedDraft, sequence_id: str, max_tokens: int | None) -> int:
-        asked.append((sequence_id, max_tokens))
+    def prefill(_: SortedDraft, sequence_ids: Iterable[str], max_tokens: int | None) -> int:
+        asked.append((list(sequence_ids), max_tokens))
         return 1
 
     monkeypatch.setattr(SortedDraft, "prefill", prefill)
     lengths = drafter.pairings["target"].lengths
     for token_s in (math.nan, 0.5, MAX_READ_S / 100):
-        lengths.read_token_s = token_s
+        lengths.reading_s = ReadingCost(token_s)
         assert drafter.prefill()
-    assert asked == [("long", None), ("long", MIN_READ_TOKENS), ("long", 100)]
+    assert asked == [(["long"], None), (["long"], MIN_READ_TOKENS), (["long"], 100)]
+
+
+def test_sequences_of_several_targets_are_read_in_one_pass() -> None:
+    drafter = new_drafter(
+        {name: Pairing(DEEP, DraftLengthPolicy(4, adaptive=False)) for name in ("one", "two")}
+    )
+    for name in ("one", "two"):
+        drafter.open(new_start(name, 30), name)
+        drafter.learn(name, StepResult({name: Outcome(30, (7,))}, 1, 1.0))
+        drafter.propose([DraftRequest(name, {name: 9})])
+    assert drafter.prefill()
+    assert drafter.draft.is_ready("one")
+    assert drafter.draft.is_ready("two")
+    costs = [pairing.lengths.reading_s(60) for pairing in drafter.pairings.values()]
+    assert costs[0] == costs[1] > 0
 
 
 def test_reading_must_pay_with_as_many_as_there_were_lately() -> None:
@@ -379,7 +395,7 @@ def test_sequences_are_read_together_where_drafting_pays_for_most_of_them_only(
         pairing.lengths.verify_s.record(num_tokens, 1.0)
     pairing.lengths.record_alone(4 + num_idle, 1.0)
     pairing.lengths.draft_step_s.record(1, 0.5)
-    pairing.lengths.record_read(10, 0.001)
+    pairing.lengths.reading_s.record(10, 0.001)
     pairing.num_sequences.append(4 + num_idle)
     drafter = new_drafter({"target": pairing})
     names = [f"sequence-{i}" for i in range(4)]
@@ -395,7 +411,7 @@ def test_sequences_are_read_together_where_drafting_pays_for_most_of_them_only(
 def test_rounds_beside_a_draft_that_reads_say_nothing_of_the_target_alone() -> None:
     drafter = costly_reading()
     lengths = drafter.pairings["target"].lengths
-    lengths.read_token_s = 0.001
+    lengths.reading_s = ReadingCost(0.001)
     slow, fast = (AloneCost(1, 1, pass_s, pass_s) for pass_s in (9.0, 1.0))
     drafter.propose([DraftRequest("target", {"long": 9})])
     assert drafter.prefill()
@@ -411,9 +427,9 @@ def test_costs_of_a_busy_start_are_corrected_when_they_forbid_drafting() -> None
     pairing.is_settled = False
     pairing.lengths.draft_step_s.seconds = {1: 50.0, 2: 100.0}
     assert rest_of(drafter) > 0
-    assert pairing.lengths.read_token_s == 0.5
+    assert pairing.lengths.reading_s(1) == 0.5
     assert rest_of(drafter, probe=True) == 0
-    assert pairing.lengths.read_token_s < 0.05
+    assert pairing.lengths.reading_s(1) < 0.05
     one, two = (pairing.lengths.draft_step_s.seconds[n] for n in (1, 2))
     assert one < 0.5
     assert two == pytest.approx(2 * one)
@@ -457,7 +473,7 @@ def test_reading_is_timed() -> None:
     drafter.learn("target", result(long=Outcome(30, (7,))))
     ask(drafter, "long")
     assert drafter.prefill()
-    assert 0 < drafter.pairings["target"].lengths.read_token_s < 1
+    assert 0 < drafter.pairings["target"].lengths.reading_s(1) < 1
 
 
 def test_costs_of_passes_without_the_draft_are_learned() -> None:

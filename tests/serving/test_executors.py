@@ -132,7 +132,7 @@ async def test_a_round_with_proposals_is_booked_by_the_clock(
     draft = DraftExecutor(config.draft, {"tiny": config.targets["tiny"].speculation})
     await draft.load()
     lengths = draft._drafter.pairings["tiny"].lengths
-    assert 0 < lengths.read_token_s < 1
+    assert 0 < lengths.reading_s(1) < 1
     assert set(lengths.draft_step_s.seconds) == {1, 2, 4, 8, 16}
     lengths.record_alone(1, 1.0)
     lengths.verify_s.record(1, 1.0)

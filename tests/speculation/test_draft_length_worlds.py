@@ -124,7 +124,7 @@ def test_a_draft_on_the_targets_own_cores_costs_little_however_many_there_are(
 ) -> None:
     """Short outputs after prompts that must be read, where a draft step costs by the sequence."""
     policy = DraftLengthPolicy(5)
-    policy.record_read(63, 63 * 0.0045)
+    policy.reading_s.record(63, 63 * 0.0045)
     policy.draft_step_s.record(1, 0.02)
     world = World(
         policy,
@@ -147,7 +147,7 @@ def test_a_draft_on_the_targets_own_cores_costs_little_however_many_there_are(
 def test_a_good_draft_is_found_out_although_it_reads_slowly(seed: int) -> None:
     """Nothing is known before it reads its first prompt: it is given a good chance, once."""
     policy = DraftLengthPolicy(5)
-    policy.record_read(63, 63 * 0.015)
+    policy.reading_s.record(63, 63 * 0.015)
     policy.draft_step_s.record(1, 0.07)
     world = World(
         policy,

@@ -7,8 +7,11 @@ from hypothesis import strategies as st
 from s2d_serve.speculation.estimates import (
     COST_WEIGHT,
     DECAY,
+    MAX_READ_S,
+    MIN_READ_TOKENS,
     AcceptanceEstimate,
     CostCurve,
+    ReadingCost,
     StepEstimate,
 )
 from tests.speculation.examples import fixed_examples
@@ -127,3 +130,39 @@ def test_steps_are_counted_as_far_as_the_draft_goes() -> None:
         steps.record(3, gave_up=False)
     assert steps(1) == pytest.approx(1)
     assert steps(3) == pytest.approx(1 + 2 * 0.5, abs=0.06)
+
+
+# Reading
+
+
+def test_a_pass_that_reads_costs_something_however_few_tokens_it_has() -> None:
+    cost = ReadingCost()
+    assert math.isnan(cost(9))
+    assert cost.max_tokens is None
+    cost.record(30, 0.06)
+    assert cost(10) == pytest.approx(0.02), "nothing else is known"
+    cost.tell_apart(30, 90, 0.09)
+    assert (cost.pass_s, cost.token_s) == pytest.approx((0.045, 0.0005))
+    assert cost(60) == pytest.approx(0.075)
+    assert cost.max_tokens == int((MAX_READ_S - 0.045) / 0.0005) == 410
+    assert cost(820) == pytest.approx(2 * 0.25)
+    assert cost(840) == pytest.approx(3 * 0.045 + 840 * 0.0005), "a third pass"
+    cost.record(60, 0.15)
+    assert cost(60) == pytest.approx(0.075 * (1 + COST_WEIGHT))
+    assert cost.pass_s == pytest.approx(0.045 * (1 + COST_WEIGHT))
+    cost.record(60, 9.0, weight=1.0)
+    assert cost(16) == pytest.approx(9.0 * (0.045 + 16 * 0.0005) / 0.075), "both as much dearer"
+    assert cost.max_tokens == 90, "the pass alone takes longer than that"
+    cost.pass_s = 0.0
+    assert cost.max_tokens == MIN_READ_TOKENS
+
+
+@given(few_s=costs, many_s=costs, num_tokens=st.integers(1, 999))
+def test_more_tokens_cost_more_whatever_was_measured(
+    few_s: float, many_s: float, num_tokens: int
+) -> None:
+    cost = ReadingCost()
+    cost.record(31, few_s)
+    cost.tell_apart(31, 127, many_s)
+    assert cost.pass_s >= -1e-9
+    assert cost(num_tokens + 1) > cost(num_tokens) > 0

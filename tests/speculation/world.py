@@ -164,7 +164,7 @@ class World:
         seconds = 0.0
         for row in lagging[: self.policy.num_worth_reading(ready, readings, self._is_probe)]:
             read_s = self.draft_step_s + self._unread[row] * self.draft_token_s
-            self.policy.record_read(self._unread[row], self._measured(read_s))
+            self.policy.reading_s.record(self._unread[row], self._measured(read_s))
             self._unread[row] = 1
             seconds += read_s
         return seconds

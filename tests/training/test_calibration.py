@@ -69,7 +69,7 @@ def test_what_is_observed_is_what_would_be_drafted(draft: SortedDraft, rows: lis
             known = row.token_ids[: length - 1]
             start = SequenceStart("s", 0, known, len(known), SamplingParams(temperature=0.0), 9)
             draft.open(start, policy)
-            draft.prefill("s")
+            draft.prefill(["s"])
             assert draft.commit("s", length - 1, row.token_ids[length - 1 : length])
             (token_id,) = draft.propose({"s": 1}, [])["s"].token_ids
             draft.close("s")
