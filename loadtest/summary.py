@@ -34,7 +34,8 @@ def speedups(runs: Sequence[CellResult], is_open: bool) -> list[Speedup]:
     """Of each target and level that has a pair of runs: the same repeat without and with."""
     found: list[Speedup] = []
     for key in sorted({key for run in runs for key in _keys(run)}):
-        pace = _tokens_per_s if paced_by_service(key[0], is_open) else _answers_per_s
+        is_paced = paced_by_service(key[0], is_open)
+        pace = _tokens_per_waiting_s if is_paced else _answers_per_s
         rates = {
             (run.cell.arm, run.cell.repeat): pace(run, key[1]) for run in runs if key in _keys(run)
         }
@@ -175,6 +176,18 @@ def _keeps(request: Request, slo: Slo | None) -> bool:
 
 def _tokens_per_s(run: CellResult, target: str) -> float:
     return sum(r.output_tokens for r in run.requests if r.target == target) / duration_s(run)
+
+
+def _tokens_per_waiting_s(run: CellResult, target: str) -> float:
+    """Output tokens per second that a client waited for them; times the clients of a closed loop,
+    their throughput while all of them ask (Little's law). 0: no answer.
+
+    Over the whole of a short run it is less, most where some answers are over long before the
+    others: clients with nothing left to ask wait at its end.
+    """
+    answered = [r for r in run.requests if r.target == target and r.e2e_s is not None]
+    waited_s = sum(r.e2e_s or 0.0 for r in answered)
+    return sum(r.output_tokens for r in answered) / waited_s if waited_s else 0.0
 
 
 def _answers_per_s(run: CellResult, target: str) -> float:

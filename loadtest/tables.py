@@ -69,8 +69,10 @@ def _speedups(report: Report) -> Table:
     )
     note = (
         "On over off: geometric mean of pairs of runs (off, on, same prompts), 95 % interval by "
-        "Student's t over the pairs' logarithms. Of output tokens/s; where arrivals or other "
-        "targets set those, of one over the mean end-to-end time."
+        "Student's t over the pairs' logarithms. Of output tokens per second that clients waited "
+        "for them, which is throughput while all clients ask (that of the whole run, its end "
+        "included, is below); where arrivals or other targets set it, of one over the mean "
+        "end-to-end time."
     )
     if report.about.scenario.rehearse:
         note += " A pass over all levels with speculation came first and is not counted."

@@ -454,10 +454,13 @@ def test_what_is_too_costly_to_read_is_probed_ever_more_rarely() -> None:
     assert drafter.prefill(), "the rests have paid for it"
 
 
-def test_outputs_that_end_early_leave_little_to_save() -> None:
+@pytest.mark.parametrize("is_resting", [False, True])
+def test_outputs_that_end_early_leave_little_to_save(is_resting: bool) -> None:
     drafter = costly_reading(100)
     assert rest_of(drafter) == 0
-    for i in range(20):
+    if is_resting:
+        drafter.propose([DraftRequest("target", {}, ended_lengths=(2,) * 20)])
+    for i in range(0 if is_resting else 20):
         short = f"short-{i}"
         drafter.open(new_start(short), "target")
         drafter.learn(

@@ -53,6 +53,24 @@ def test_speedup_is_by_pairs_of_the_same_repeat() -> None:
     assert speedups([run("off")], is_open=False) == []
 
 
+def test_speedup_does_not_count_that_clients_have_nothing_left_to_ask() -> None:
+    """Two clients, two answers each: every other one comes twice as soon, so that one is done."""
+
+    def shaped(arm: Arm, *spans: tuple[float, float]) -> CellResult:
+        found = run(arm, statuses=["ok"] * len(spans))
+        requests = [
+            r.model_copy(update={"start_s": start, "end_s": end, "e2e_s": end - start})
+            for r, (start, end) in zip(found.requests, spans, strict=True)
+        ]
+        return found.model_copy(update={"requests": tuple(requests)})
+
+    off = shaped("off", (0, 2), (0, 2), (2, 4), (2, 4))
+    on = shaped("on", (0, 1), (0, 2), (1, 2), (2, 4))
+    (speedup,) = speedups([off, on], is_open=False)
+    assert speedup.ratio.repeats == pytest.approx((8 / 6,))
+    assert [level.output_tokens_per_s.mean for level in levels([off, on], SLO)] == [10.0, 10.0]
+
+
 def slower(found: CellResult, traffic: Traffic, factor: float) -> CellResult:
     requests = [r.model_copy(update={"e2e_s": factor * (r.e2e_s or 0.0)}) for r in found.requests]
     cell = found.cell.model_copy(update={"traffic": traffic})

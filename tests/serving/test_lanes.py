@@ -216,16 +216,22 @@ class Sleeper:
 
     def __init__(self) -> None:
         self.asked: list[tuple[set[str], bool, list[int]]] = []
+        self.ended: list[int] = []
 
     async def propose(self, call: DraftCall, refs: list[Any]) -> DraftReply:
         """Rest for ever."""
         num_output = [len(s.token_ids) - s.num_prompt_tokens for s in call.joins]
         self.asked.append((set(call.request.limits), call.request.is_probe, num_output))
+        self.ended += call.request.ended_lengths
         return DraftReply(Draft({}, rest_rounds=10_000), (), 0.0)
 
     async def seen(self) -> list[tuple[set[str], bool, list[int]]]:
         """The calls so far: sequences, whether they were probes, output tokens of new ones."""
         return self.asked
+
+    async def told(self) -> list[int]:
+        """Lengths of outputs that ended while it rested."""
+        return self.ended
 
 
 async def test_a_rest_does_not_hold_for_a_sequence_that_the_draft_has_not_weighed(
@@ -245,8 +251,9 @@ async def test_a_rest_does_not_hold_for_a_sequence_that_the_draft_has_not_weighe
             outcome = await asyncio.wait_for(sequence.outcomes.get(), 30)
             assert isinstance(outcome, Outcome)
             finish_reason = outcome.finish_reason
-    asked = await sleeper.seen.remote()
+    asked, ended = await asyncio.gather(sleeper.seen.remote(), sleeper.told.remote())
     ray.kill(sleeper)
+    assert ended == [40], "of the first one, which ended before the draft was asked again"
     assert not any(is_probe for _, is_probe, _ in asked), "a first token alone was no rest"
     for number in range(2):
         num_calls = sum(ids == {f"sleeper-{number}"} for ids, _, _ in asked)

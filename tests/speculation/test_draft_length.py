@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2d_serve.speculation.account import REST_SHARE, START_ROUNDS, AloneRounds
+from s2d_serve.speculation.account import REST_SHARE, START_ROUNDS, AloneRounds, bucket
 from s2d_serve.speculation.draft_length import (
     MARGIN,
     MAX_REST_ROUNDS,
@@ -395,6 +395,16 @@ def test_few_and_many_sequences_have_accounts_of_their_own() -> None:
         policy.record_round(9, 9, 9, 2.0)
     assert chosen(policy, 8) == chosen(policy, 15) == 0
     assert chosen(policy, 4) == chosen(policy, 16) == 4
+
+
+def test_a_round_of_other_size_that_was_never_seen_alone_takes_what_its_pass_takes() -> None:
+    policy = informed(4, [0.9] * 4, 0.1, {1: 1.0, 9: 1.0})
+    policy.alone_s = AloneRounds()
+    assert chosen(policy, 4) == 0, "nothing is known of the target alone"
+    policy.record_alone(1, 9.0)
+    assert chosen(policy, 4) == 4
+    policy.record_round(4, 4, 4, 1.0)
+    assert policy.accounts[bucket(4)].balance_s == pytest.approx(START_ROUNDS * 1.0)
 
 
 # Proposals that end early
