@@ -40,8 +40,8 @@ def test_a_closed_loop(tmp_path: Path) -> None:
         "on": {"ok": 2},
     }
     on = next(level for level in report.levels if level.arm == "on")
-    assert on.speculation.drafted == 2 * 48
-    assert on.speculation.exits == {"4": 2 * 48}
+    assert on.speculation.drafted == 2 * 24
+    assert on.speculation.exits == {"4": 2 * 24}
     assert on.mean_accepted_tokens == 4
     assert on.mean_acceptance_length == 4
     assert on.speculation.accepted_by_position == on.speculation.drafted_by_position
