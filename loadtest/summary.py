@@ -186,7 +186,7 @@ def _tokens_per_waiting_s(run: CellResult, target: str) -> float:
     others: clients with nothing left to ask wait at its end.
     """
     answered = [r for r in run.requests if r.target == target and r.e2e_s is not None]
-    waited_s = sum(r.e2e_s or 0.0 for r in answered)
+    waited_s = sum(_e2e_s(run, target))
     return sum(r.output_tokens for r in answered) / waited_s if waited_s else 0.0
 
 

@@ -153,7 +153,7 @@ class SortedDraft:
         sequences = [self.sequences[i] for i in chunks]
         for segment in range(max((len(s.filled) for s in sequences), default=0)):
             deep = [s for s in sequences if segment < len(s.filled)]
-            self._run_segment(segment, deep, list(chunks.values()))
+            self._run_segment(segment, deep, chunks)
         return sum(chunks.values())
 
     @torch.inference_mode()
@@ -245,19 +245,19 @@ class SortedDraft:
         return leaving
 
     def _run_segment(
-        self, segment: int, sequences: Sequence[DraftSequence], chunks: Sequence[int] = ()
+        self, segment: int, sequences: Sequence[DraftSequence], chunks: Mapping[str, int] = {}
     ) -> Tensor:
         """Bring a segment up to date with the one before: [B, hidden], each one's last token.
 
-        `chunks`: tokens that the first one reads of each sequence; none given: all there are.
+        `chunks`: tokens that the first one reads, by sequence; all there are of those not in it.
         """
         if not sequences:
             return self.trunk.embed([])
         rows, inputs = [], []
-        for i, sequence in enumerate(sequences):
+        for sequence in sequences:
             if segment == 0:
-                unread = sequence.token_ids[sequence.filled[0] :]
-                new = self.trunk.embed(unread[: chunks[i]] if chunks else unread)
+                chunk = chunks.get(sequence.start.sequence_id)
+                new = self.trunk.embed(sequence.token_ids[sequence.filled[0] :][:chunk])
             else:
                 new = sequence.parked[segment - 1]
                 sequence.parked[segment - 1] = new.new_empty(0, new.shape[1])

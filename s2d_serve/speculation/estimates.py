@@ -158,7 +158,9 @@ class ReadingCost:
     """
 
     token_s: float = math.nan
+    """NaN: nothing was measured."""
     pass_s: float = 0.0
+    """Without its tokens."""
 
     def record(self, num_tokens: int, seconds: float, weight: float = COST_WEIGHT) -> None:
         """Add a measurement of a pass to the running costs; both change by the same factor."""
