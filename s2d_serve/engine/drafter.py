@@ -268,6 +268,9 @@ class Drafter:
     def _weigh_reading(self, request: DraftRequest) -> list[bool]:
         """Decide which of the sequences that lag behind are worth reading, the shorter ones first:
         for each of them, whether it may be ready soon.
+
+        Those whose prompt the target has yet to read are weighed after it, with those that join in
+        the same round: one pass reads them all.
         """
         pairing = self.pairings[request.target]
         records = {i: self._records[i] for i in request.limits if self.draft.is_open(i)}
@@ -276,7 +279,8 @@ class Drafter:
             if not unread[sequence_id]:
                 record.is_wanted = False  # whether it pays to read is another question next time
         lagging = sorted(
-            (i for i in records if unread[i]), key=lambda i: (not records[i].is_wanted, unread[i])
+            (i for i, record in records.items() if unread[i] and record.num_output_tokens),
+            key=lambda i: (not records[i].is_wanted, unread[i]),
         )
         ready = [records[i].drafted for i in records if not unread[i]]
         num_others = max(pairing.num_sequences) - len(lagging)
@@ -290,7 +294,7 @@ class Drafter:
         )
         for order, sequence_id in enumerate(lagging):
             records[sequence_id].is_wanted = order < num_wanted
-        return [records[i].is_wanted or not records[i].num_output_tokens for i in lagging]
+        return [r.is_wanted or not r.num_output_tokens for i, r in records.items() if unread[i]]
 
     def _share_slots(self) -> None:
         """Give slots to the sequences that have none: free ones, or where none is, one of a target

@@ -9,8 +9,10 @@ from s2d_serve.speculation.estimates import AcceptanceEstimate
 from s2d_serve.speculation.exits import LOOKUP_EXIT, ExitPolicy
 from s2d_serve.speculation.lookup import LookupEstimate, Match, SuffixLookup
 
-NUM_RECENT_ROUNDS = 32
-"""Reading pays over many rounds: it must do so with as many sequences as there were lately."""
+NUM_RECENT_ROUNDS = 8
+"""Reading pays over many rounds: it must do so with as many sequences as there were lately, those
+between two requests of a client included.
+"""
 
 
 @dataclass(slots=True)

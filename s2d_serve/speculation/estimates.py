@@ -113,15 +113,14 @@ class CostCurve:
         """Add a measurement to the running mean at this size.
 
         The other sizes follow halfway: what makes one slower (a longer context, a busy machine)
-        makes all slower.
+        makes all slower. Smaller ones cost no more: those that are not run, while longer passes
+        pay, would never show it.
         """
-        known = self.seconds.get(num_tokens)
-        if known is None:
-            self.seconds[num_tokens] = seconds
-            return
+        known = self.seconds.get(num_tokens, seconds)
         new = known + COST_WEIGHT * (seconds - known)
         drift = (new / known) ** DRIFT_SHARE
-        self.seconds = {size: cost * drift for size, cost in self.seconds.items()}
+        for size, cost in self.seconds.items():
+            self.seconds[size] = cost * drift if size > num_tokens else min(cost * drift, new)
         self.seconds[num_tokens] = new
 
     def correct(self, num_tokens: int, seconds: float) -> None:

@@ -389,7 +389,29 @@ def test_reading_must_pay_with_as_many_as_there_were_lately() -> None:
 def test_sequences_are_read_together_where_drafting_pays_for_most_of_them_only(
     num_idle: int, num_read: int
 ) -> None:
-    """Steps of half a pass: 16.4 tokens in 3 s, not 12; yet 25.4 in 3 s, not 39."""
+    """16.4 tokens in 3 s, not 12; yet 25.4 in 3 s, not 39."""
+    drafter, names = slow_steps_for_four(num_idle)
+    begin(drafter, names)
+    drafter.propose([DraftRequest("target", dict.fromkeys(names, 9))])
+    while drafter.prefill():
+        pass
+    assert sum(drafter.draft.is_ready(name) for name in names) == num_read
+
+
+def test_sequences_are_weighed_once_the_target_has_read_their_prompts() -> None:
+    drafter, names = slow_steps_for_four()
+    begin(drafter, names[:1])
+    (draft,) = drafter.propose([DraftRequest("target", dict.fromkeys(names, 9))])
+    assert draft.rest_rounds == 0
+    assert not drafter.prefill(), "one of four alone does not pay"
+    begin(drafter, names[1:])
+    drafter.propose([DraftRequest("target", dict.fromkeys(names, 9))])
+    assert drafter.prefill()
+    assert all(drafter.draft.is_ready(name) for name in names)
+
+
+def slow_steps_for_four(num_idle: int = 0) -> tuple[Drafter, list[str]]:
+    """Steps of half a pass of the target, and four sequences; others that are never drafted for."""
     pairing = Pairing(DEEP, DraftLengthPolicy(4))
     for num_tokens in (1, 32):
         pairing.lengths.verify_s.record(num_tokens, 1.0)
@@ -401,11 +423,13 @@ def test_sequences_are_read_together_where_drafting_pays_for_most_of_them_only(
     names = [f"sequence-{i}" for i in range(4)]
     for name in names:
         drafter.open(replace(new_start(name, 30), max_tokens=9), "target")
+    return drafter, names
+
+
+def begin(drafter: Drafter, names: Iterable[str]) -> None:
+    """The target reads their prompts, of 30 tokens."""
+    for name in names:
         drafter.learn("target", StepResult({name: Outcome(30, (7,))}, 1, 1.0))
-    drafter.propose([DraftRequest("target", dict.fromkeys(names, 9))])
-    while drafter.prefill():
-        pass
-    assert sum(drafter.draft.is_ready(name) for name in names) == num_read
 
 
 def test_rounds_beside_a_draft_that_reads_say_nothing_of_the_target_alone() -> None:

@@ -88,6 +88,14 @@ def test_a_cost_that_was_wrong_was_wrong_at_larger_sizes_too() -> None:
     assert curve.seconds == {1: 1.0, 2: 1.5, 4: 1.0, 8: 3.0}
 
 
+def test_fewer_tokens_cost_no_more_than_was_measured_for_many() -> None:
+    curve = CostCurve({4: 3.0, 8: 2.0, 16: 1.0})
+    curve.record(8, 2.0)
+    assert curve.seconds == {4: 2.0, 8: 2.0, 16: 1.0}
+    curve.record(6, 1.5)
+    assert curve.seconds == {4: 1.5, 6: 1.5, 8: 2.0, 16: 1.0}
+
+
 def test_a_cost_follows_new_measurements() -> None:
     curve = CostCurve()
     curve.record(4, 2.0)
