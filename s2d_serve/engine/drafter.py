@@ -18,10 +18,11 @@ from s2d_serve.engine.messages import (
     StepResult,
 )
 from s2d_serve.engine.pairing import Pairing, SequenceRecord
-from s2d_serve.speculation.draft_length import DraftLengthPolicy, Reading
+from s2d_serve.speculation.draft_length import DraftLengthPolicy
 from s2d_serve.speculation.exits import LOOKUP_EXIT
 from s2d_serve.speculation.lookup import SuffixLookup
 from s2d_serve.speculation.params import SamplingParams
+from s2d_serve.speculation.reading import Reading, num_worth_reading
 
 FEW_TOKENS, MANY_TOKENS = 32, 128
 """Read to learn what reading costs."""
@@ -43,8 +44,8 @@ class Drafter:
     seconds_reading: float = field(default=0.0, init=False)
     """Spent in `prefill` so far."""
     _records: dict[str, SequenceRecord] = field(default_factory=dict)
-    _num_to_measure: int = 1
-    """Sequences of what `measure` tries next."""
+    _trials: list[tuple[int, int]] = field(default_factory=list)
+    """(Sequences, tokens of each prompt) of what `measure` is still to try out."""
 
     def open(self, start: SequenceStart, target: str) -> None:
         """Take up a sequence of a target; without a slot nothing is drafted for it."""
@@ -113,7 +114,8 @@ class Drafter:
             for num_output_tokens in request.ended_lengths:
                 policy.record_end(num_output_tokens)
             if request.is_probe and not pairing.is_settled:
-                pairing.is_settled = self._measure_costs()
+                self._plan_trials()
+                pairing.is_settled = self.measure()
             ready = {i: self._records[i] for i in request.limits if self.draft.is_ready(i)}
             chosen = policy.choose(
                 [ready[i].drafted if i in ready else None for i in request.limits],
@@ -175,21 +177,24 @@ class Drafter:
         return True
 
     def measure(self) -> bool:
-        """Learn what reading many tokens costs, or a step for twice as many sequences as the last
-        time; False if all is known, or there are not so many slots now.
+        """Make the next trial: learn what reading or a draft step costs, whatever was known; False
+        if all is known, or there are not so many free slots now.
         """
-        num_sequences = self._num_to_measure
-        num_tokens = self._fitting(MANY_TOKENS) if num_sequences == 1 else 1
+        if not self._trials:
+            return False
+        num_sequences, num_tokens = self._trials[0]
         costs = self._try_out(num_sequences, num_tokens)
         if costs is None:
             return False
+        del self._trials[0]
         read_s, steps = costs
         few = self._fitting(FEW_TOKENS)
         for policy in (pairing.lengths for pairing in self.pairings.values()):
             policy.draft_step_s.correct(num_sequences, min(s for _, s in steps))
-            if num_tokens > few > MAX_UNREAD_TOKENS:
+            if num_tokens > few:
                 policy.reading_s.tell_apart(few - 1, num_tokens - 1, read_s)
-        self._num_to_measure *= 2
+            elif num_tokens > MAX_UNREAD_TOKENS:
+                policy.reading_s.record(num_tokens - 1, read_s, weight=1.0)
         return True
 
     def try_out(self) -> bool:
@@ -202,33 +207,24 @@ class Drafter:
         What a library makes at its first use is no cost of drafting: the second time counts.
         """
         self._try_out(1, self._fitting(FEW_TOKENS))
-        self._measure_costs()
+        self._plan_trials()
         while self.measure():
             pass
 
-    def _fitting(self, num_tokens: int) -> int:
-        """So many, or as many as a sequence of our own can have."""
-        return min(num_tokens, self.draft.trunk.cache.capacity - TRY_OUT_TOKENS)
-
-    def _measure_costs(self) -> bool:
-        """Learn what reading few tokens and a draft step cost, whatever was known; False if no slot
-        is free. The rest is left to `measure`.
+    def _plan_trials(self) -> None:
+        """Let `measure` begin anew: reading few tokens, many, then steps for 2, 4, ... sequences.
 
         At the start, and when a target first finds the draft not worth it: other models were
         loading on the same cores before, and a draft that seems too slow would never show that it
         is not.
         """
-        few = self._fitting(FEW_TOKENS)
-        costs = self._try_out(1, few)
-        if costs is None:
-            return False
-        read_s, steps = costs
-        for policy in (pairing.lengths for pairing in self.pairings.values()):
-            if few > MAX_UNREAD_TOKENS:
-                policy.reading_s.record(few - 1, read_s, weight=1.0)
-            policy.draft_step_s.correct(1, min(s for _, s in steps))
-        self._num_to_measure = 1
-        return True
+        reading = [(1, self._fitting(num_tokens)) for num_tokens in (FEW_TOKENS, MANY_TOKENS)]
+        num_slots = self.draft.trunk.cache.num_slots
+        self._trials = reading + [(2**k, 1) for k in range(1, num_slots.bit_length())]
+
+    def _fitting(self, num_tokens: int) -> int:
+        """So many, or as many as a sequence of our own can have."""
+        return min(num_tokens, self.draft.trunk.cache.capacity - TRY_OUT_TOKENS)
 
     def _try_out(
         self, num_sequences: int, num_prompt_tokens: int
@@ -284,7 +280,8 @@ class Drafter:
         )
         ready = [records[i].drafted for i in records if not unread[i]]
         num_others = max(pairing.num_sequences) - len(lagging)
-        num_wanted = pairing.lengths.num_worth_reading(
+        num_wanted = num_worth_reading(
+            pairing.lengths,
             ready + [None] * (num_others - len(ready)),
             [
                 Reading(r.drafted, unread[i], r.num_output_tokens, r.room + 1, r.is_wanted)

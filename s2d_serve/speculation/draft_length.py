@@ -8,7 +8,7 @@ ever more rarely.
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,25 +39,6 @@ MARGIN = 1.08
 """How many times the target's own speed drafting must promise: costs are estimates, and the best of
 many estimates is one that errs upwards.
 """
-READ_MARGIN = 1.5
-"""How many times its cost reading must promise to save: the target waits for chunks, or shares its
-cores with them, and an output may end early.
-"""
-
-
-class Reading(NamedTuple):
-    """What the draft must read before it can draft for a sequence, and what for."""
-
-    record: AcceptanceEstimate
-    """Of the sequence."""
-    num_unread: int
-    """Tokens."""
-    num_made: int
-    """Output tokens so far."""
-    num_left: int
-    """Output tokens that are allowed still."""
-    is_begun: bool = False
-    """It was to be read already, and the account knows."""
 
 
 class _Row(NamedTuple):
@@ -69,7 +50,7 @@ class _Row(NamedTuple):
     """The draft makes them; else they are found."""
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What a round would bring."""
 
     lengths: list[int]
@@ -128,18 +109,38 @@ class DraftLengthPolicy:
         """
         if not self.adaptive:
             return [0 if s is None else self.max_draft_tokens for s in sequences]
-        account = self._account_in_credit(len(sequences))
+        account = self.account_in_credit(len(sequences))
         if account is None or not any(sequences):
             return [0] * len(sequences)
-        rows = self._rows(sequences)
-        plan = self._plan(rows)
+        plan = self.plan(sequences)
         if plan is None:
             length = min(PROBE_TOKENS, self.max_draft_tokens)
             return [0 if s is None else length for s in sequences]
         if any(plan.lengths):
             self.rest_rounds = MIN_REST_ROUNDS
             return plan.lengths
-        return self._probe(rows, plan.alone, probe, account)
+        return self._probe(self._rows(sequences), plan.alone, probe, account)
+
+    def plan(self, sequences: Sequence[AcceptanceEstimate | None]) -> Plan | None:
+        """Who should get proposals, and how long ones, arguments as in `choose`; None while a cost
+        is unknown.
+        """
+        rows = self._rows(sequences)
+        lengths = [0] * len(rows)
+        alone = rate = len(rows) / self.alone_now_s(len(rows))
+        least = MARGIN * alone
+        order = _by_hope(rows)
+        for length in range(1, self.max_draft_tokens + 1):
+            tried = [_Row()] * len(rows)
+            for count, i in enumerate(order, 1):
+                tried[i] = rows[i]._replace(reached=rows[i].reached[:length])
+                found = self._tokens_per_second(tried)
+                if math.isnan(found):
+                    return None
+                if found > max(rate, least):
+                    lengths = [length * (k in order[:count]) for k in range(len(rows))]
+                    rate = found
+        return Plan(lengths, rate, alone)
 
     def rest(self, probe: bool, num_sequences: int = 1) -> int:
         """Rounds to stay away for, as nothing was proposed; ever more, where not even a probe
@@ -151,55 +152,6 @@ class DraftLengthPolicy:
         if account is not None:
             account.write_off()
         return self.rest_rounds
-
-    def num_worth_reading(
-        self,
-        others: Sequence[AcceptanceEstimate | None],
-        lagging: Sequence[Reading],
-        probe: bool = False,
-    ) -> int:
-        """How many of the sequences that lag behind, the first ones, are to be read, since drafting
-        for them will save more than reading them costs.
-
-        They are weighed together: a step serves all of them, and may pay for two where it does not
-        for one.
-
-        Args:
-            others: records of the other sequences of a round, as in `choose`; None for those that
-                will not be ready either.
-            lagging: the other ones, those first that were to be read already.
-            probe: read more if the account allows it, unless not even a draft that is always right
-                and takes no time would pay.
-        """
-        if not self.adaptive or math.isnan(self.reading_s(1)):
-            return len(lagging)
-        num_sequences = len(others) + len(lagging)
-        account = self._account_in_credit(num_sequences)
-        if account is None:
-            return 0
-        chosen, most_s = 0, 0.0
-        for count, reading in enumerate(lagging, 1):
-            lent_s = self._cost_of_reading(r for r in lagging[: count - 1] if not r.is_begun)
-            if not reading.is_begun and account.debt_s + lent_s > account.balance_s:
-                break
-            gain_s = self._gain_of_reading(others, lagging, count)
-            if math.isnan(gain_s):
-                chosen = 0 if any(others) else 1  # one is enough to find out
-                break
-            if gain_s >= most_s:
-                chosen, most_s = count, gain_s
-        if new := [reading for reading in lagging[:chosen] if not reading.is_begun]:
-            num_tokens = sum(self._expected_tokens(reading) for reading in new)
-            account.borrow(self._cost_of_reading(new), num_tokens)
-        most_saved_s = self._alone_now_s(num_sequences) / num_sequences  # per output token
-        while probe and chosen < len(lagging):
-            reading = lagging[chosen]
-            cost_s = self._cost_of_reading([reading])
-            is_hopeful = READ_MARGIN * cost_s <= most_saved_s * self._expected_tokens(reading)
-            if not (reading.is_begun or (is_hopeful and account.spend(cost_s))):
-                break
-            chosen += 1
-        return chosen
 
     def record_alone(self, num_sequences: int, seconds: float) -> None:
         """Learn what a round of the target alone takes, all of it; a share of that time may be
@@ -223,7 +175,7 @@ class DraftLengthPolicy:
         """
         account = self._account(num_sequences)
         if account is not None:
-            alone_s = self._alone_now_s(num_sequences)
+            alone_s = self.alone_now_s(num_sequences)
             saved_s = num_committed / num_sequences * alone_s - seconds
             account.settle(saved_s, num_drafted_for, alone_s)
 
@@ -274,9 +226,9 @@ class DraftLengthPolicy:
             for sequence, length in zip(sequences, lengths, strict=True)
         ]
         chosen = [0] * len(rows)
-        if not self.adaptive or self._account_in_credit(len(rows)) is None:
+        if not self.adaptive or self.account_in_credit(len(rows)) is None:
             return chosen
-        best_rate = MARGIN * len(rows) / self._alone_now_s(len(rows))
+        best_rate = MARGIN * len(rows) / self.alone_now_s(len(rows))
         if any(lengths):
             best_rate = max(best_rate, self._tokens_per_second(rows))
         for i in sorted(range(len(rows)), key=lambda i: -sum(found[i])):
@@ -292,56 +244,6 @@ class DraftLengthPolicy:
     def _rows(self, sequences: Sequence[AcceptanceEstimate | None]) -> list[_Row]:
         """Each sequence with the longest proposal that it may get."""
         return [_Row() if s is None else _Row(self._reach(s), True) for s in sequences]
-
-    def _plan(self, rows: Sequence[_Row]) -> _Plan | None:
-        """Who should get proposals, and how long ones; None while a cost is unknown."""
-        lengths = [0] * len(rows)
-        alone = rate = len(rows) / self._alone_now_s(len(rows))
-        least = MARGIN * alone
-        order = _by_hope(rows)
-        for length in range(1, self.max_draft_tokens + 1):
-            tried = [_Row()] * len(rows)
-            for count, i in enumerate(order, 1):
-                tried[i] = rows[i]._replace(reached=rows[i].reached[:length])
-                found = self._tokens_per_second(tried)
-                if math.isnan(found):
-                    return None
-                if found > max(rate, least):
-                    lengths = [length * (k in order[:count]) for k in range(len(rows))]
-                    rate = found
-        return _Plan(lengths, rate, alone)
-
-    def _gain_of_reading(
-        self,
-        others: Sequence[AcceptanceEstimate | None],
-        lagging: Sequence[Reading],
-        count: int,
-    ) -> float:
-        """Seconds that drafting saves for the first `count` that lag, less `READ_MARGIN` times what
-        reading them costs; NaN while a cost is unknown.
-        """
-        records = [reading.record for reading in lagging[:count]]
-        left_out = [None] * (len(lagging) - count)
-        plan = self._plan(self._rows([*others, *records, *left_out]))
-        if plan is None:
-            return math.nan
-        saved_s = 1 / plan.alone - 1 / plan.rate  # per output token
-        lengths = plan.lengths[len(others) :]
-        num_tokens = sum(
-            self._expected_tokens(reading)
-            for reading, length in zip(lagging[:count], lengths, strict=False)
-            if length
-        )
-        return saved_s * num_tokens - READ_MARGIN * self._cost_of_reading(lagging[:count])
-
-    def _cost_of_reading(self, lagging: Iterable[Reading]) -> float:
-        """Seconds, of all of them together."""
-        return self.reading_s(sum(reading.num_unread for reading in lagging))
-
-    def _expected_tokens(self, reading: Reading) -> float:
-        """Output tokens still to come: as many as of others, or twice what there is."""
-        num_made = reading.num_made
-        return min(reading.num_left, max(self.output_tokens - num_made, num_made))
 
     def _probe(
         self, rows: Sequence[_Row], alone: float, probe: bool, account: Account
@@ -371,18 +273,18 @@ class DraftLengthPolicy:
 
     def _account(self, num_sequences: int) -> Account | None:
         """For so many sequences; None before a round of the target alone was seen."""
-        alone_s = self._alone_now_s(num_sequences)
+        alone_s = self.alone_now_s(num_sequences)
         if math.isnan(alone_s):
             return None
         start = Account(START_ROUNDS * alone_s)
         return self.accounts.setdefault(bucket(num_sequences), start)
 
-    def _account_in_credit(self, num_sequences: int) -> Account | None:
+    def account_in_credit(self, num_sequences: int) -> Account | None:
         """For so many sequences; None where it lets nothing be proposed."""
         account = self._account(num_sequences)
         return None if account is None or account.balance_s < 0 else account
 
-    def _alone_now_s(self, num_sequences: int) -> float:
+    def alone_now_s(self, num_sequences: int) -> float:
         """Seconds of a round of the target alone, as it would be now; NaN as long as none was seen.
 
         While drafting pays there are none: then its pass, as rounds with proposals show it, is what

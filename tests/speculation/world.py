@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from s2d_serve.engine.draft import MAX_UNREAD_TOKENS
-from s2d_serve.speculation.draft_length import DraftLengthPolicy, Reading
+from s2d_serve.speculation.draft_length import DraftLengthPolicy
 from s2d_serve.speculation.estimates import AcceptanceEstimate
+from s2d_serve.speculation.reading import Reading, num_worth_reading
 
 
 def flat(num_tokens: int) -> float:
@@ -162,7 +163,7 @@ class World:
         ]
         ready = [self._records[row] for row in range(self.num_rows) if row not in lagging]
         seconds = 0.0
-        for row in lagging[: self.policy.num_worth_reading(ready, readings, self._is_probe)]:
+        for row in lagging[: num_worth_reading(self.policy, ready, readings, self._is_probe)]:
             read_s = self.draft_step_s + self._unread[row] * self.draft_token_s
             self.policy.reading_s.record(self._unread[row], self._measured(read_s))
             self._unread[row] = 1

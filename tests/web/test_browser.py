@@ -19,6 +19,10 @@ PROMPT = "the thing in the string"
 PHONE: ViewportSize = {"width": 400, "height": 800}
 DESKTOP: ViewportSize = {"width": 1280, "height": 900}
 OpenPage = Callable[..., Page]
+SLOW_BYTES_PER_S = 20_000
+"""Of a connection over which 900 tokens take longer than a look and a key press, however fast the
+tiny model is.
+"""
 
 
 @pytest.fixture
@@ -60,6 +64,14 @@ def chat(page: Page, text: str = PROMPT, max_tokens: int = 60, seed: int = 5) ->
 def await_answer(page: Page) -> None:
     """Until the answer is complete."""
     expect(page.locator("#status")).to_contain_text("is complete", timeout=60_000)
+
+
+def slow_down(page: Page, bytes_per_s: int) -> None:
+    """Let the page receive so much from now on."""
+    conditions = {"offline": False, "latency": 0, "uploadThroughput": -1}
+    page.context.new_cdp_session(page).send(
+        "Network.emulateNetworkConditions", {**conditions, "downloadThroughput": bytes_per_s}
+    )
 
 
 def count(page: Page, name: str) -> str:
@@ -121,6 +133,7 @@ def test_a_chat_streams_and_each_token_shows_its_origin(
 def test_tokens_are_shown_while_they_come(open_page: OpenPage) -> None:
     """And Stop ends the answer, which the chat goes on from."""
     page = open_page()
+    slow_down(page, SLOW_BYTES_PER_S)
     chat(page, max_tokens=900)
     stop = page.get_by_role("button", name="Stop")
     expect(stop).to_be_visible()
@@ -131,6 +144,7 @@ def test_tokens_are_shown_while_they_come(open_page: OpenPage) -> None:
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     assert tokens.count() < 900
+    slow_down(page, -1)  # no longer
     chat(page, "and then", max_tokens=5)
     await_answer(page)
     assert page.locator("#log .turn").count() == 4
