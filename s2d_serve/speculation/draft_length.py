@@ -241,6 +241,24 @@ class DraftLengthPolicy:
                 rows[i] = _Row(found[i][: chosen[i]])
         return chosen
 
+    def account_in_credit(self, num_sequences: int) -> Account | None:
+        """For so many sequences; None where it lets nothing be proposed."""
+        account = self._account(num_sequences)
+        return None if account is None or account.balance_s < 0 else account
+
+    def alone_now_s(self, num_sequences: int) -> float:
+        """Seconds of a round of the target alone, as it would be now; NaN as long as none was seen.
+
+        While drafting pays there are none: then its pass, as rounds with proposals show it, is what
+        it takes at most, with what they take beside their passes; and all that is known of it
+        where there was never one with about as many sequences.
+        """
+        now_s = self.verify_s(num_sequences) + self.overhead_s
+        seen_s = self.alone_s(num_sequences)
+        if math.isnan(seen_s) and self.alone_s.rounds:
+            return now_s
+        return min(seen_s, now_s)
+
     def _rows(self, sequences: Sequence[AcceptanceEstimate | None]) -> list[_Row]:
         """Each sequence with the longest proposal that it may get."""
         return [_Row() if s is None else _Row(self._reach(s), True) for s in sequences]
@@ -278,24 +296,6 @@ class DraftLengthPolicy:
             return None
         start = Account(START_ROUNDS * alone_s)
         return self.accounts.setdefault(bucket(num_sequences), start)
-
-    def account_in_credit(self, num_sequences: int) -> Account | None:
-        """For so many sequences; None where it lets nothing be proposed."""
-        account = self._account(num_sequences)
-        return None if account is None or account.balance_s < 0 else account
-
-    def alone_now_s(self, num_sequences: int) -> float:
-        """Seconds of a round of the target alone, as it would be now; NaN as long as none was seen.
-
-        While drafting pays there are none: then its pass, as rounds with proposals show it, is what
-        it takes at most, with what they take beside their passes; and all that is known of it
-        where there was never one with about as many sequences.
-        """
-        now_s = self.verify_s(num_sequences) + self.overhead_s
-        seen_s = self.alone_s(num_sequences)
-        if math.isnan(seen_s) and self.alone_s.rounds:
-            return now_s
-        return min(seen_s, now_s)
 
     def _rest_longer(self) -> None:
         self.rest_rounds = min(2 * self.rest_rounds, MAX_REST_ROUNDS)
