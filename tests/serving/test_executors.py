@@ -20,6 +20,7 @@ from s2d_serve.serving.messages import (
     VerifyReply,
 )
 from s2d_serve.serving.target_executor import TargetExecutor
+from s2d_serve.speculation.account import START_ROUNDS
 from s2d_serve.speculation.params import SamplingParams
 
 
@@ -134,14 +135,14 @@ async def test_a_round_with_proposals_is_booked_by_the_clock(
     lengths = draft._drafter.pairings["tiny"].lengths
     assert 0 < lengths.reading_s(1) < 1
     assert set(lengths.draft_step_s.seconds) == {1, 2, 4, 8, 16}
-    lengths.record_alone(1, 1.0)
-    lengths.verify_s.record(1, 1.0)
+    away_s, pass_s = 0.3, 0.1
+    lengths.record_alone(1, pass_s)
+    lengths.verify_s.record(1, pass_s)
     start = SequenceStart("a", 0, (1, 2, 3), 3, SamplingParams(temperature=0.0), 30)
     call = DraftCall("lane", 1, (start,), DraftRequest("tiny", {"a": 9}))
     reply = await draft.propose(call, [])
     proposal = reply.draft.proposals["a"]
     assert len(proposal.token_ids) > 1
-    away_s, pass_s = 0.3, 0.1
     await asyncio.sleep(away_s)
     outcome = Outcome(3, (*proposal.token_ids, 7), len(proposal.token_ids), proposal.exits)
     result = StepResult({"a": outcome}, 1 + len(proposal.exits), pass_s)
@@ -153,6 +154,8 @@ async def test_a_round_with_proposals_is_booked_by_the_clock(
     took_s = time.perf_counter() - before
     account = lengths.accounts[1]
     away_s -= waited_s
-    saved_s = len(outcome.token_ids) * 1.0 - away_s
-    assert saved_s - reply.seconds - took_s - 0.1 < account.balance_s - 2.0 <= saved_s
+    saved_s = len(outcome.token_ids) * pass_s - away_s
+    saved_before_s = START_ROUNDS * pass_s
+    booked_s = account.balance_s - saved_before_s
+    assert saved_s - reply.seconds - took_s - 0.1 < booked_s <= saved_s
     assert away_s - pass_s - 0.01 < lengths.overhead_s < away_s - pass_s + took_s + 0.1
