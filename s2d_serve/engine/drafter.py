@@ -154,14 +154,14 @@ class Drafter:
     def prefill(self) -> bool:
         """Read a chunk of the sequences that lag behind; False if there is nothing to read.
 
-        Not of one whose prompt the target has yet to read: on shared cores it would wait for the
-        draft (first token of the 1.5B on 2 cores: 9% later), not of one that suffix lookup serves,
-        and not of one that would take longer to read than drafting saves.
+        Not of one that suffix lookup serves, nor of one that is not wanted: it would take longer to
+        read than drafting saves, or the target has yet to read its prompt, and on shared cores
+        would wait for the draft (first token of the 1.5B on 2 cores: 9% later).
         """
         targets = {
             i: record.target
             for i, record in self._records.items()
-            if record.num_output_tokens and record.is_wanted and not record.is_looked_up
+            if record.is_wanted and not record.is_looked_up
             if self.draft.num_lagging(i)
         }
         if not targets:
