@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
-from s2d_serve.engine.draft import MAX_UNREAD_TOKENS, SortedDraft
+from s2d_serve.engine.draft import SortedDraft
 from s2d_serve.engine.messages import (
     Draft,
     DraftRequest,
@@ -18,16 +18,11 @@ from s2d_serve.engine.messages import (
     StepResult,
 )
 from s2d_serve.engine.pairing import Pairing, SequenceRecord
+from s2d_serve.engine.trials import Trials
 from s2d_serve.speculation.draft_length import DraftLengthPolicy
 from s2d_serve.speculation.exits import LOOKUP_EXIT
 from s2d_serve.speculation.lookup import SuffixLookup
-from s2d_serve.speculation.params import SamplingParams
 from s2d_serve.speculation.reading import Reading, num_worth_reading
-
-FEW_TOKENS, MANY_TOKENS = 32, 128
-"""Read to learn what reading costs."""
-TRY_OUT_TOKENS = 3
-"""Room for what is drafted after it, all but one."""
 
 
 @dataclass(slots=True)
@@ -43,9 +38,11 @@ class Drafter:
     """Spent on entering `cores` so far."""
     seconds_reading: float = field(default=0.0, init=False)
     """Spent in `prefill` so far."""
+    trials: Trials = field(init=False)
     _records: dict[str, SequenceRecord] = field(default_factory=dict)
-    _trials: list[tuple[int, int]] = field(default_factory=list)
-    """(Sequences, tokens of each prompt) of what `measure` is still to try out."""
+
+    def __post_init__(self) -> None:
+        self.trials = Trials(self.draft, self.pairings, self._computing)
 
     def open(self, start: SequenceStart, target: str) -> None:
         """Take up a sequence of a target; without a slot nothing is drafted for it."""
@@ -114,8 +111,8 @@ class Drafter:
             for num_output_tokens in request.ended_lengths:
                 policy.record_end(num_output_tokens)
             if request.is_probe and not pairing.is_settled:
-                self._plan_trials()
-                pairing.is_settled = self.measure()
+                self.trials.plan()
+                pairing.is_settled = self.trials.measure_next()
             ready = {i: self._records[i] for i in request.limits if self.draft.is_ready(i)}
             chosen = policy.choose(
                 [ready[i].drafted if i in ready else None for i in request.limits],
@@ -175,84 +172,6 @@ class Drafter:
         for policy in lengths:
             policy.reading_s.record(num_read, seconds)
         return True
-
-    def measure(self) -> bool:
-        """Make the next trial: learn what reading or a draft step costs, whatever was known; False
-        if all is known, or there are not so many free slots now.
-        """
-        if not self._trials:
-            return False
-        num_sequences, num_tokens = self._trials[0]
-        costs = self._try_out(num_sequences, num_tokens)
-        if costs is None:
-            return False
-        del self._trials[0]
-        read_s, steps = costs
-        few = self._fitting(FEW_TOKENS)
-        for policy in (pairing.lengths for pairing in self.pairings.values()):
-            policy.draft_step_s.correct(num_sequences, min(s for _, s in steps))
-            if num_tokens > few:
-                policy.reading_s.tell_apart(few - 1, num_tokens - 1, read_s)
-            elif num_tokens > MAX_UNREAD_TOKENS:
-                policy.reading_s.record(num_tokens - 1, read_s, weight=1.0)
-        return True
-
-    def try_out(self) -> bool:
-        """Read and draft for a sequence of our own; False if no slot is free."""
-        return self._try_out(1, 1) is not None
-
-    def warm_up(self) -> None:
-        """Learn what reading and drafting cost, before the first sequence comes.
-
-        What a library makes at its first use is no cost of drafting: the second time counts.
-        """
-        self._try_out(1, self._fitting(FEW_TOKENS))
-        self._plan_trials()
-        while self.measure():
-            pass
-
-    def _plan_trials(self) -> None:
-        """Let `measure` begin anew: reading few tokens, many, then steps for 2, 4, ... sequences.
-
-        At the start, and when a target first finds the draft not worth it: other models were
-        loading on the same cores before, and a draft that seems too slow would never show that it
-        is not.
-        """
-        reading = [(1, self._fitting(num_tokens)) for num_tokens in (FEW_TOKENS, MANY_TOKENS)]
-        num_slots = self.draft.trunk.cache.num_slots
-        self._trials = reading + [(2**k, 1) for k in range(1, num_slots.bit_length())]
-
-    def _fitting(self, num_tokens: int) -> int:
-        """So many, or as many as a sequence of our own can have."""
-        return min(num_tokens, self.draft.trunk.cache.capacity - TRY_OUT_TOKENS)
-
-    def _try_out(
-        self, num_sequences: int, num_prompt_tokens: int
-    ) -> tuple[float, list[tuple[int, float]]] | None:
-        """Seconds to read such prompts, and (sequences, seconds) of draft steps after it; None if
-        there are not so many slots.
-        """
-        if num_sequences > self.draft.num_free_slots:
-            return None
-        prompt = (0,) * num_prompt_tokens
-        params = SamplingParams(temperature=0.0)
-        names = [f"try-out-{i}" for i in range(num_sequences)]
-        exits = next(iter(self.pairings.values())).exits
-        steps: list[tuple[int, float]] = []
-        try:
-            for name in names:
-                start = SequenceStart(name, 0, prompt, len(prompt), params, TRY_OUT_TOKENS)
-                self.draft.open(start, exits)
-            with self._computing():
-                started = time.perf_counter()
-                while self.draft.prefill(names):
-                    pass
-                read_s = time.perf_counter() - started
-                self.draft.propose(dict.fromkeys(names, TRY_OUT_TOKENS - 1), steps)
-        finally:
-            for name in names:
-                self.draft.close(name)
-        return read_s, steps
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

@@ -136,7 +136,7 @@ class DraftExecutor:
             tuple(sorted(checkpoint.eos_token_ids)),
             self._drafter.draft.exit_layers,
         )
-        self._drafter.warm_up()
+        self._drafter.trials.warm_up()
         self._last_decode = time.monotonic()
 
     def _run_pass(self, turns: Sequence[DraftTurn]) -> list[tuple[DraftTurn, DraftReply]]:
@@ -188,7 +188,7 @@ class DraftExecutor:
         is replaced.
         """
         try:
-            return self._drafter.prefill() or self._drafter.measure()
+            return self._drafter.prefill() or self._drafter.trials.measure_next()
         except Exception:
             log.exception("the draft ends: it could not compute in its idle time")
             os._exit(1)
@@ -198,5 +198,5 @@ class DraftExecutor:
         self._drafter.close(sequence_id)
 
     def _self_test(self) -> None:
-        if self._drafter.try_out():
+        if self._drafter.trials.try_out():
             self._last_decode = time.monotonic()

@@ -127,7 +127,7 @@ def test_cores_are_taken_to_compute_and_not_to_decide() -> None:
     doing = "draft"
     assert ask(drafter, "long")
     doing = "try out"
-    assert drafter.try_out()
+    assert drafter.trials.try_out()
     assert entered == ["read", "draft", "try out"]
 
 
@@ -458,7 +458,7 @@ def test_costs_of_a_busy_start_are_corrected_when_they_forbid_drafting() -> None
     assert one < 0.5
     assert two == pytest.approx(2 * one)
     assert drafter.prefill(), "it pays now"
-    while drafter.measure():
+    while drafter.trials.measure_next():
         pass
     measured = pairing.lengths.draft_step_s.seconds
     assert sorted(measured) == [1, 2]

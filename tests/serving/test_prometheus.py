@@ -20,8 +20,12 @@ from tests.serving.conftest import Deploy
 
 pytestmark = [pytest.mark.ray, pytest.mark.prometheus, pytest.mark.timeout(600)]
 
-SCRAPES_S = 15.0
-"""How long there is traffic: rates need two scrapes."""
+SCRAPE_S = 3
+"""How often Prometheus looks, and how long it waits for an answer: after one that does not come, a
+gauge has no value.
+"""
+TRAFFIC_S = 15.0
+"""How long there are requests: rates need two scrapes."""
 EXPLAINED: dict[str, str] = {
     "Errors: {{model_name}} {{code}}": "codes that do not occur are left out, and none occurs here",
 }
@@ -41,7 +45,7 @@ def prometheus(url: str, tmp_path: Path) -> Iterator[str]:
     program = shutil.which("prometheus")
     assert program, "apt-get install prometheus"
     config = yaml.safe_load((ROOT / "observability/prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["global"] = {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": "1s"}
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [url.removeprefix("http://")]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(ROOT / "observability/alerts.yml", tmp_path)
@@ -92,7 +96,7 @@ def finds(prometheus: str, expression: str) -> bool:
 
 def test_every_query_finds_something(url: str, prometheus: str) -> None:
     """Panels as they are; alerts without their thresholds, which nothing passes here."""
-    asyncio.run(traffic(url, SCRAPES_S))
+    asyncio.run(traffic(url, TRAFFIC_S))
     queries = {
         name: query.replace("$__rate_interval", "30s").replace("$model", ".*")
         for name, query in panels().items()
@@ -107,7 +111,7 @@ def test_every_query_finds_something(url: str, prometheus: str) -> None:
 
 def test_the_alerts_are_loaded_and_silent(url: str, prometheus: str) -> None:
     """On a service that is well."""
-    asyncio.run(traffic(url, 5.0))
+    asyncio.run(traffic(url, 2.0 * SCRAPE_S))
     rules = httpx.get(f"{prometheus}/api/v1/rules", timeout=30).json()["data"]["groups"][0]["rules"]
     assert [rule["name"] for rule in rules] == list(alerts())
     assert {rule["name"]: rule["state"] for rule in rules} == dict.fromkeys(alerts(), "inactive")
