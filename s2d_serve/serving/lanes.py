@@ -3,7 +3,7 @@
     proposals = draft.propose.remote(call, [last outcomes])     # object references only:
     outcomes = target.verify.remote(call, [proposals])          # no proposal passes through here
 
-While the draft works and rounds are short, the next one is submitted before the last is read, so
+Where messages take a good part of a round, the next one is submitted before the last is read, so
 that this process is off the critical path; a newcomer waits for both. While the draft rests, or is
 lost, the target decodes several tokens per call.
 """
@@ -29,10 +29,13 @@ from s2d_serve.speculation.draft_length import MAX_REST_ROUNDS
 log = logging.getLogger("s2d_serve")
 
 MAX_RETRY_S = 60.0
-MAX_AHEAD_S = 0.1
-"""Rounds that take longer are not sent ahead: that saves a few ms of each, and costs a sequence
-that joins one of them whole.
+MIN_WIRE_SHARE = 0.2
+"""Of a round's time, that on the wire from which on rounds are sent ahead. That saves half of it,
+since the way by the router falls out, and costs a sequence that joins a whole round: it pays from
+ten rounds on.
 """
+NUM_WIRE_ROUNDS = 8
+"""Rounds over which the least time on the wire counts: what others make it wait for is none."""
 NO_WORK_PAUSE_S = 0.02
 """After a round in which no sequence took part: they all wait for a slot."""
 IDLE_S = 60.0
@@ -86,6 +89,8 @@ class Lane:
         self._delivered_at = 0.0
         self._round_s = math.inf
         """What the last one took."""
+        self._wires_s: deque[float] = deque(maxlen=NUM_WIRE_ROUNDS)
+        """What the last ones with a draft took beside all work, by way of this process."""
         self._unlearned: Any | None = None
         self._rest_rounds = 0
         self._is_probe = False
@@ -137,10 +142,15 @@ class Lane:
     def _is_resting(self) -> bool:
         return self._rest_rounds > 0
 
+    @property
+    def _goes_ahead(self) -> bool:
+        """Whether the next round is sent before the last is read."""
+        wire_s = min(self._wires_s, default=0.0)
+        return self.is_drafting and wire_s > MIN_WIRE_SHARE * self._round_s
+
     async def _run(self) -> None:
         while True:
-            is_ahead = self.is_drafting and self._round_s < MAX_AHEAD_S
-            while self._served() and len(self._pending) < 1 + is_ahead:
+            while self._served() and len(self._pending) < 1 + self._goes_ahead:
                 self._pending.append(self._submit(self._served()))
             if not self._pending:
                 if self.is_over or not await self._has_work():
@@ -153,10 +163,13 @@ class Lane:
                 self._fail(error)
                 return
             self._pending.popleft()
-            # sent ahead, yet done one by one
-            begun_at = max(pending.submitted_at, self._delivered_at)
+            was_ahead = pending.submitted_at < self._delivered_at
+            begun_at = self._delivered_at if was_ahead else pending.submitted_at  # one by one
             self._delivered_at = time.monotonic()
             self._round_s = self._delivered_at - begun_at
+            if reply.draft_state == "ok":
+                wire_s = self._round_s - _work_s(reply)
+                self._wires_s.append(2 * wire_s if was_ahead else wire_s)
             self._report(pending, reply, self._round_s)
             self._deliver(reply, self._round_s)
             self._finish_draining()
@@ -346,8 +359,7 @@ def _alone_costs(reply: VerifyReply, call_s: float) -> list[AloneCost]:
     """Of the passes of a call without a draft, which took so long in all: waiting for others is no
     cost of theirs.
     """
-    between_s = call_s - reply.waited_s - sum(result.seconds for result in reply.results)
-    beside_s = max(between_s, 0.0) / max(len(reply.results), 1)
+    beside_s = max(call_s - _work_s(reply), 0.0) / max(len(reply.results), 1)
     return [
         AloneCost(
             result.num_committing,
@@ -358,3 +370,9 @@ def _alone_costs(reply: VerifyReply, call_s: float) -> list[AloneCost]:
         for result in reply.results
         if result.num_tokens
     ]
+
+
+def _work_s(reply: VerifyReply) -> float:
+    """Of draft and target, and for other lanes or what shares their cores."""
+    verify_s = sum(result.seconds for result in reply.results)
+    return reply.draft_seconds + verify_s + reply.waited_s

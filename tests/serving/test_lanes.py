@@ -16,7 +16,7 @@ from s2d_serve.engine.messages import Draft, Outcome, Proposal, SequenceStart, S
 from s2d_serve.engine.step import ReferenceLoop
 from s2d_serve.observability.meter import Meter
 from s2d_serve.serving.draft_executor import DraftExecutor
-from s2d_serve.serving.lanes import MAX_AHEAD_S, Lane, LaneEnds
+from s2d_serve.serving.lanes import MIN_WIRE_SHARE, Lane, LaneEnds
 from s2d_serve.serving.live_sequence import LiveSequence
 from s2d_serve.serving.messages import (
     DraftCall,
@@ -262,13 +262,16 @@ async def test_a_rest_does_not_hold_for_a_sequence_that_the_draft_has_not_weighe
 
 
 class Timed:
-    """Stands for both executors: each round gives a token and takes so long."""
+    """Stands for both executors: each round gives a token and takes so long, a share of it on the
+    wire.
+    """
 
-    def __init__(self, round_s: float) -> None:
+    def __init__(self, round_s: float, wire_share: float) -> None:
         self.most_at_once = 0
         self.verify = SimpleNamespace(remote=self._verify)
         self.propose = SimpleNamespace(remote=lambda call, refs: call.request)
         self._round_s = round_s
+        self._pass_s = round_s * (1 - wire_share)
         self._under_way: list[asyncio.Task[VerifyReply]] = []
 
     def _verify(self, call: VerifyCall, refs: list[Any]) -> asyncio.Task[VerifyReply]:
@@ -286,14 +289,16 @@ class Timed:
         base = 2 + call.round
         outcomes = {ref.sequence_id: Outcome(base, (7,)) for ref in call.sequences}
         state: DraftState = "ok" if is_drafted else "none"
-        return VerifyReply((StepResult(outcomes, 1, self._round_s),), (), state)
+        return VerifyReply((StepResult(outcomes, 1, self._pass_s),), (), state)
 
 
-@pytest.mark.parametrize(("round_s", "at_once"), [(0.2 * MAX_AHEAD_S, 2), (1.2 * MAX_AHEAD_S, 1)])
-async def test_short_rounds_are_sent_ahead_and_long_ones_are_not(
-    round_s: float, at_once: int
+@pytest.mark.parametrize(
+    ("wire_share", "at_once"), [(1.5 * MIN_WIRE_SHARE, 2), (0.2 * MIN_WIRE_SHARE, 1)]
+)
+async def test_rounds_are_sent_ahead_where_they_spend_much_time_on_the_wire(
+    wire_share: float, at_once: int
 ) -> None:
-    both = Timed(round_s)
+    both = Timed(0.2, wire_share)
     ends = LaneEnds("tiny", both, both, 4, RouterConfig(), Meter().of("tiny"))
     lane = Lane("lane-timed", ends)
     params = SamplingParams(temperature=0.0)
