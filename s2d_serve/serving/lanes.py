@@ -10,7 +10,6 @@ lost, the target decodes several tokens per call.
 
 import asyncio
 import itertools
-import logging
 import math
 import time
 from collections import deque
@@ -18,17 +17,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from s2d_serve.config import RouterConfig
-from s2d_serve.engine.messages import AloneCost, DraftRequest, Outcome, RoundTimes
+from s2d_serve.engine.messages import Outcome, RoundTimes
 from s2d_serve.observability.meter import TargetMeter
+from s2d_serve.serving.lane_draft import LaneDraft
 from s2d_serve.serving.live_sequence import LiveSequence, ReplicaLostError
-from s2d_serve.serving.messages import DraftCall, SequenceRef, VerifyCall, VerifyReply
+from s2d_serve.serving.messages import SequenceRef, VerifyCall, VerifyReply
 from s2d_serve.serving.round_report import RoundReport
-from s2d_serve.serving.tasks import spawn, value_of
-from s2d_serve.speculation.draft_length import MAX_REST_ROUNDS
+from s2d_serve.serving.tasks import spawn
 
-log = logging.getLogger("s2d_serve")
-
-MAX_RETRY_S = 60.0
 MIN_WIRE_SHARE = 0.2
 """Of a round's time, that on the wire from which on rounds are sent ahead. That saves half of it,
 since the way by the router falls out, and costs a sequence that joins a whole round: it pays from
@@ -40,10 +36,6 @@ NO_WORK_PAUSE_S = 0.02
 """After a round in which no sequence took part: they all wait for a slot."""
 IDLE_S = 60.0
 """A lane without a sequence for so long ends: its executors may be gone."""
-MAX_REMEMBERED_COSTS = MAX_REST_ROUNDS
-"""Costs of target passes, and lengths of outputs, kept for a draft that rests: it tries again by
-the time that it rested.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +83,9 @@ class Lane:
         """What the last one took."""
         self._wires_s: deque[float] = deque(maxlen=NUM_WIRE_ROUNDS)
         """What the last ones with a draft took beside all work, by way of this process."""
-        self._unlearned: Any | None = None
-        self._rest_rounds = 0
-        self._is_probe = False
-        self._alone_costs: deque[AloneCost] = deque(maxlen=MAX_REMEMBERED_COSTS)
-        self._ended_lengths: deque[int] = deque(maxlen=MAX_REMEMBERED_COSTS)
-        self._draft_is_lost = False
-        self._draft_attempt = 0
+        self._draft = LaneDraft(
+            ends.draft, ends.target_name, ends.config.draft_retry_s, self._end_with_draft
+        )
         if ends.is_apart and ends.draft is not None:
             ends.draft.meet.remote(lane_id, ends.target)
             ends.target.meet.remote(lane_id, ends.draft)
@@ -127,26 +115,11 @@ class Lane:
         return not self._sequences
 
     @property
-    def is_drafting(self) -> bool:
-        """Whether the next round asks the draft."""
-        return (
-            self._ends.draft is not None
-            and not self._draft_is_lost
-            and any(
-                sequence.is_draftable and not (self._is_resting and sequence.is_weighed)
-                for sequence in self._sequences.values()
-            )
-        )
-
-    @property
-    def _is_resting(self) -> bool:
-        return self._rest_rounds > 0
-
-    @property
     def _goes_ahead(self) -> bool:
         """Whether the next round is sent before the last is read."""
         wire_s = min(self._wires_s, default=0.0)
-        return self.is_drafting and wire_s > MIN_WIRE_SHARE * self._round_s
+        is_drafting = self._draft.is_wanted(self._sequences.values())
+        return is_drafting and wire_s > MIN_WIRE_SHARE * self._round_s
 
     async def _run(self) -> None:
         while True:
@@ -168,7 +141,7 @@ class Lane:
             self._delivered_at = time.monotonic()
             self._round_s = self._delivered_at - begun_at
             if reply.draft_state == "ok":
-                wire_s = self._round_s - _work_s(reply)
+                wire_s = self._round_s - reply.work_s
                 self._wires_s.append(2 * wire_s if was_ahead else wire_s)
             self._report(pending, reply, self._round_s)
             self._deliver(reply, self._round_s)
@@ -192,13 +165,7 @@ class Lane:
     def _submit(self, sequences: list[LiveSequence]) -> Round:
         """Send off a round; object references tie it to the one before."""
         number = next(self._round_numbers)
-        proposals = []
-        if self.is_drafting:
-            proposals.append(self._ask_draft(number, sequences))
-        else:
-            self._unlearned = None
-            for sequence in sequences:
-                sequence.is_drafted = False
+        proposals = self._draft.ask(self.lane_id, number, sequences)
         call = VerifyCall(
             self.lane_id,
             number,
@@ -206,53 +173,23 @@ class Lane:
             tuple(SequenceRef(sequence.sequence_id, sequence.epoch) for sequence in sequences),
             num_steps=1 if proposals else self._ends.decode_steps,
             patience_s=self._ends.config.draft_patience_s,
-            draft_attempt=self._draft_attempt,
+            draft_attempt=self._draft.attempt,
         )
         for sequence in sequences:
             sequence.is_joined = True
         reply = self._ends.target.verify.remote(call, proposals)
         if proposals:
-            self._unlearned = reply
+            self._draft.will_learn(reply)
         sequence_ids = frozenset(sequence.sequence_id for sequence in sequences)
         return Round(reply, sequence_ids, time.monotonic())
-
-    def _ask_draft(self, number: int, sequences: list[LiveSequence]) -> Any:
-        """Reference to the round's DraftReply; the draft learns of the last round by itself."""
-        assert self._ends.draft is not None
-        wanted = [sequence for sequence in sequences if sequence.max_draft_tokens]
-        call = DraftCall(
-            self.lane_id,
-            number,
-            tuple(sequence.start() for sequence in wanted if not sequence.is_drafted),
-            DraftRequest(
-                self._ends.target_name,
-                {sequence.sequence_id: sequence.max_draft_tokens for sequence in wanted},
-                self._is_probe and not self._is_resting,
-                tuple(self._alone_costs),
-                tuple(self._ended_lengths),
-            ),
-        )
-        self._alone_costs.clear()
-        self._ended_lengths.clear()
-        for sequence in wanted:
-            sequence.is_drafted = True
-        last_round = [] if self._unlearned is None else [self._unlearned]
-        return self._ends.draft.propose.remote(call, last_round)
 
     def _report(self, pending: Round, reply: VerifyReply, seconds: float) -> None:
         """Say what a round took, and why it had no draft."""
         served = [self._sequences[i] for i in pending.sequence_ids & self._sequences.keys()]
         wants_draft = any(sequence.is_draftable for sequence in served)
-        report = RoundReport(seconds, reply, self._fallback(reply) if wants_draft else None)
+        report = RoundReport(seconds, reply, self._draft.fallback(reply) if wants_draft else None)
         report.count(self._ends.meter)
         report.trace([sequence.trace for sequence in served if sequence.trace is not None])
-
-    def _fallback(self, reply: VerifyReply) -> str | None:
-        if reply.draft_state != "none":
-            return None if reply.draft_state == "ok" else reply.draft_state
-        if self._ends.draft is None:
-            return "absent"
-        return "lost" if self._draft_is_lost else "rest"
 
     def _deliver(self, reply: VerifyReply, call_s: float) -> None:
         """Hand a round's outcomes to their sequences, and heed what it says of the draft.
@@ -267,33 +204,12 @@ class Lane:
                 if sequence is not None and outcome.token_ids:
                     self._take(sequence, replace(outcome, times=times))
                     if outcome.finish_reason is not None and reply.draft_state == "none":
-                        self._ended_lengths.append(sequence.num_output_tokens)
+                        self._draft.ended_alone(sequence.num_output_tokens)
         for ref in reply.unknown:
             sequence = self._sequences.get(ref.sequence_id)
             if sequence is not None and sequence.epoch == ref.epoch:
                 sequence.reopen()
-        for sequence_id in reply.draft_unknown:
-            if sequence_id in self._sequences:
-                self._sequences[sequence_id].is_drafted = False
-        if reply.draft_state in ("late", "dead"):
-            self._lose_draft(is_dead=reply.draft_state == "dead")
-        elif reply.draft_state == "none":
-            self._is_probe = self._is_probe or self._is_resting
-            self._rest_rounds = max(self._rest_rounds - len(reply.results), 0)
-            self._alone_costs.extend(_alone_costs(reply, call_s))
-        elif reply.rest_rounds:
-            self._rest_rounds = self._rest_rounds if self._is_resting else reply.rest_rounds
-            self._weigh(reply)
-        elif any(o.exits for result in reply.results for o in result.outcomes.values()):
-            self._rest_rounds = 0
-            self._is_probe = False
-            self._weigh(reply)
-
-    def _weigh(self, reply: VerifyReply) -> None:
-        """Note that the draft had its say about the sequences of a round."""
-        for result in reply.results:
-            for sequence_id in result.outcomes.keys() & self._sequences.keys():
-                self._sequences[sequence_id].is_weighed = True
+        self._draft.heed(reply, call_s, self._sequences)
 
     def _take(self, sequence: LiveSequence, outcome: Outcome) -> None:
         if outcome.base_length != len(sequence.token_ids):
@@ -304,36 +220,9 @@ class Lane:
         if outcome.finish_reason is not None:
             self.remove(sequence)
 
-    def _lose_draft(self, is_dead: bool) -> None:
-        """Go on without the draft; one that is only late gets another chance."""
-        if self._draft_is_lost:
-            return
-        self._draft_is_lost = True
-        reason = "dead" if is_dead else "late"
-        extra = {"target": self._ends.target_name, "reason": reason}
-        log.warning("the draft is %s: the target goes on alone", reason, extra=extra)
-        if is_dead:
-            self.is_over = True
-        else:
-            spawn(self._await_draft())
-
-    async def _await_draft(self) -> None:
-        """Until the draft answers again, or is dead."""
-        assert self._ends.draft is not None
-        pause_s = self._ends.config.draft_retry_s
-        while True:
-            await asyncio.sleep(pause_s)
-            answer = asyncio.ensure_future(value_of(self._ends.draft.status.remote()))
-            done, _ = await asyncio.wait([answer], timeout=MAX_RETRY_S)
-            if done and answer.exception() is None:
-                self._draft_is_lost = False
-                self._draft_attempt += 1
-                return
-            if done:
-                self.is_over = True
-                self._changed.set()
-                return
-            pause_s = min(2 * pause_s, MAX_RETRY_S)
+    def _end_with_draft(self) -> None:
+        self.is_over = True
+        self._changed.set()
 
     def _fail(self, error: Exception) -> None:
         """The target is lost: its sequences look for another one."""
@@ -353,26 +242,3 @@ class Lane:
                 self._sequences.pop(sequence_id, None)
                 if not drained.done():
                     drained.set_result(None)
-
-
-def _alone_costs(reply: VerifyReply, call_s: float) -> list[AloneCost]:
-    """Of the passes of a call without a draft, which took so long in all: waiting for others is no
-    cost of theirs.
-    """
-    beside_s = max(call_s - _work_s(reply), 0.0) / max(len(reply.results), 1)
-    return [
-        AloneCost(
-            result.num_committing,
-            result.num_tokens,
-            result.seconds,
-            result.seconds + beside_s,
-        )
-        for result in reply.results
-        if result.num_tokens
-    ]
-
-
-def _work_s(reply: VerifyReply) -> float:
-    """Of draft and target, and for other lanes or what shares their cores."""
-    verify_s = sum(result.seconds for result in reply.results)
-    return reply.draft_seconds + verify_s + reply.waited_s

@@ -104,6 +104,12 @@ class VerifyReply:
     waited_s: float = 0.0
     """Since then, outside passes: for the cores, or for passes of other lanes."""
 
+    @property
+    def work_s(self) -> float:
+        """Seconds of draft and target, waiting for other work included."""
+        verify_s = sum(result.seconds for result in self.results)
+        return self.draft_seconds + verify_s + self.waited_s
+
 
 @dataclass(frozen=True, slots=True)
 class ExecutorStatus:
