@@ -1,8 +1,9 @@
 """Rounds between real executors: the reference loop's text, whatever a draft says."""
 
 import asyncio
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -262,16 +263,16 @@ async def test_a_rest_does_not_hold_for_a_sequence_that_the_draft_has_not_weighe
 
 
 class Timed:
-    """Stands for both executors: each round gives a token and takes so long, a share of it on the
-    wire; half of that if it was sent ahead.
+    """Stands for both executors: each round gives a token and takes so long, and by turns so long
+    on the wire; half of that if it was sent ahead.
     """
 
-    def __init__(self, round_s: float, wire_share: float) -> None:
+    def __init__(self, pass_s: float, wires_s: Sequence[float]) -> None:
         self.num_ahead = 0
         self.verify = SimpleNamespace(remote=self._verify)
         self.propose = SimpleNamespace(remote=lambda call, refs: call.request)
-        self._round_s = round_s
-        self._pass_s = round_s * (1 - wire_share)
+        self._pass_s = pass_s
+        self._wires_s = itertools.cycle(wires_s)
         self._under_way: list[asyncio.Task[VerifyReply]] = []
 
     def _verify(self, call: VerifyCall, refs: list[Any]) -> asyncio.Task[VerifyReply]:
@@ -285,7 +286,7 @@ class Timed:
         self, call: VerifyCall, is_drafted: bool, before: list[asyncio.Task[VerifyReply]]
     ) -> VerifyReply:
         await asyncio.gather(*before)
-        wire_s = self._round_s - self._pass_s
+        wire_s = next(self._wires_s)
         await asyncio.sleep(self._pass_s + (wire_s / 2 if before else wire_s))
         base = 2 + call.round
         outcomes = {ref.sequence_id: Outcome(base, (7,)) for ref in call.sequences}
@@ -294,12 +295,13 @@ class Timed:
 
 
 @pytest.mark.parametrize(
-    ("wire_share", "is_ahead"), [(1.5 * MIN_WIRE_SHARE, True), (0.2 * MIN_WIRE_SHARE, False)]
+    ("wires_s", "is_ahead"), [([0.06], True), ([0.01], False), ([0.06, 0.01], False)]
 )
 async def test_rounds_are_sent_ahead_where_they_spend_much_time_on_the_wire(
-    wire_share: float, is_ahead: bool
+    wires_s: list[float], is_ahead: bool
 ) -> None:
-    both = Timed(0.2, wire_share)
+    both = Timed(0.14, wires_s)
+    assert 0.01 / 0.15 < MIN_WIRE_SHARE < 0.06 / 0.2
     ends = LaneEnds("tiny", both, both, 4, RouterConfig(), Meter().of("tiny"))
     lane = Lane("lane-timed", ends)
     params = SamplingParams(temperature=0.0)
