@@ -118,8 +118,7 @@ class Lane:
     def _goes_ahead(self) -> bool:
         """Whether the next round is sent before the last is read."""
         wire_s = min(self._wires_s, default=0.0)
-        is_drafting = self._draft.is_wanted(self._sequences.values())
-        return is_drafting and wire_s > MIN_WIRE_SHARE * self._round_s
+        return wire_s > MIN_WIRE_SHARE * self._round_s and self._draft.is_wanted(self._served())
 
     async def _run(self) -> None:
         while True:
