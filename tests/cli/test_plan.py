@@ -345,8 +345,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line_and_the_others_are_planned(
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("tiny", {"dtype": "float32"}),
-        ("tiny", {"dtype": "bfloat16", "weight_rounding": "int8"}),
+        ("tiny", {"dtype": "float32", "weight_rounding": "int8"}),
         ("draft", {"dtype": "bfloat16", "quantization": "int4"}),
     ],
 )

@@ -275,12 +275,12 @@ def test_processes_that_start_at_once_convert_once(gguf_file: Path, tmp_path: Pa
     log = tmp_path / "conversions"
     context = multiprocessing.get_context("spawn")
     arguments = (str(gguf_file), log)
-    processes = [context.Process(target=convert_slowly, args=arguments) for _ in range(3)]
+    processes = [context.Process(target=convert_slowly, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=120)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
     assert len(log.read_text().splitlines()) == 1
     assert describe(ModelConfig(source=str(gguf_file))).converted
 

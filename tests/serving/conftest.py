@@ -22,6 +22,8 @@ from tests.ports import free_port
 APP = "tiny"
 DRAFT_LAYERS = (2, 4)
 SHARE_OF_GPU = 0.1
+DRAFT_PATIENCE_S = 5.0
+"""A slow machine drafts too."""
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +70,7 @@ def tiny_args(weights: Path, device: str) -> dict[str, Any]:
             "tiny": {**model, "speculation": speculation},
             "tiny-int8": {**model, "weight_rounding": "int8", "speculation": speculation},
         },
-        "router": {"draft_patience_s": 20.0, "draft_retry_s": 0.5},  # a slow machine drafts too
+        "router": {"draft_patience_s": DRAFT_PATIENCE_S, "draft_retry_s": 0.5},
     }
 
 
@@ -81,15 +83,26 @@ class Deploy(Protocol):
 
 @pytest.fixture(scope="session")
 def deploy(base_url: str) -> Iterator[Deploy]:
-    """Run an app from its `args` and wait until it is ready; it is taken down at the end."""
+    """Run an app from its `args`, or go on with one that has the same, and wait until it is ready;
+    it is taken down at the end.
+    """
+    runs: tuple[dict[str, Any], float] | None = None
 
     def run(args: dict[str, Any], key: str = "") -> str:
-        serve.run(build(AppConfig.model_validate(args)), name=APP, route_prefix="/")
+        nonlocal runs
+        if runs is None or runs != (args, deployed_at_s()):
+            serve.run(build(AppConfig.model_validate(args)), name=APP, route_prefix="/")
+            runs = args, deployed_at_s()
         await_ready(base_url, key=key)
         return base_url
 
     yield run
     serve.delete(APP)
+
+
+def deployed_at_s() -> float:
+    """When the app that runs was deployed: another test may have put its own there."""
+    return serve.status().applications[APP].last_deployed_time_s
 
 
 def await_ready(url: str, timeout_s: float = 90.0, key: str = "") -> None:

@@ -12,7 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serving.conftest import Deploy, await_nothing_held, await_ready, executor_pids
+from tests.serving.conftest import (
+    DRAFT_PATIENCE_S,
+    Deploy,
+    await_nothing_held,
+    await_ready,
+    executor_pids,
+)
 from tests.serving.scraped import scrape, total
 
 pytestmark = pytest.mark.ray
@@ -25,15 +31,14 @@ ASK = {
     "seed": 5,
     "ignore_eos": True,
 }
-PATIENCE_S = 1.0
 SLACK_S = 10.0
 """For processes that start beside the measurement on a busy machine."""
 
 
 @pytest.fixture(scope="module")
 def url(deploy: Deploy, tiny_args: dict[str, Any]) -> str:
-    """The tiny app, with little patience."""
-    return deploy(tiny_args | {"router": {"draft_patience_s": PATIENCE_S, "draft_retry_s": 0.5}})
+    """The tiny app."""
+    return deploy(tiny_args)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +83,7 @@ def test_a_killed_draft_changes_nothing(url: str, undisturbed: tuple[str, float]
     text, counts, seconds = disturbed(url, lambda: send(signal.SIGKILL, pids))
     assert text == expected
     assert counts["num_draft_tokens"] > 0
-    assert seconds < alone_s + PATIENCE_S + SLACK_S
+    assert seconds < alone_s + DRAFT_PATIENCE_S + SLACK_S
     await_ready(url)
     text, counts, _ = disturbed(url, lambda: None)
     assert text == expected
@@ -97,11 +102,11 @@ def test_a_stopped_draft_costs_its_patience_once(url: str, undisturbed: tuple[st
         assert total(samples, "s2d:draft_fallback_total", model_name="tiny", reason="late") == 1
         assert total(samples, "s2d:draft_fallback_total", model_name="tiny", reason="lost") > 1
         assert counts["num_draft_tokens"] > 0
-        assert seconds < alone_s + PATIENCE_S + SLACK_S
+        assert seconds < alone_s + DRAFT_PATIENCE_S + SLACK_S
         started = time.monotonic()
         answer = httpx.post(f"{url}/v1/completions", json=ASK, timeout=60)
         assert answer.json()["choices"][0]["text"] == expected
-        assert time.monotonic() - started < alone_s + PATIENCE_S + SLACK_S
+        assert time.monotonic() - started < alone_s + DRAFT_PATIENCE_S + SLACK_S
     finally:
         send(signal.SIGCONT, pids)
     deadline = time.monotonic() + 60

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from itertools import cycle
 from typing import Any
 
 import httpx
@@ -50,8 +51,9 @@ SAMPLING: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("sampling", SAMPLING)
-@pytest.mark.parametrize("target", ["tiny", "tiny-int8"])
+@pytest.mark.parametrize(
+    ("target", "sampling"), zip(cycle(["tiny", "tiny-int8"]), SAMPLING, strict=False)
+)
 def test_speculation_changes_no_token(url: str, target: str, sampling: dict[str, Any]) -> None:
     """The same text with it on and off, and it was really on."""
     num_drafted = num_accepted = 0
