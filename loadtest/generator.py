@@ -100,17 +100,11 @@ def run(words: Sequence[str], log: Path, timeout_s: float) -> Finished:
         process = subprocess.Popen(
             words, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
-        done = threading.Event()
-        samples: list[Sample] = []
-        watcher = threading.Thread(target=_watch, args=(process.pid, done, samples))
-        watcher.start()
         try:
-            code = process.wait(timeout_s)
+            samples, code = _watched(process, timeout_s)
         except subprocess.TimeoutExpired:
             raise GeneratorError(f"AIPerf took over {timeout_s:.0f} s; see {log}") from None
         finally:
-            done.set()
-            watcher.join()
             _end(process)
     failure = None
     if code:
@@ -143,7 +137,21 @@ def _use(first: Sample, last: Sample) -> ClientCpu:
     return ClientCpu(cores=sum(used) / seconds, busiest=max(used, default=0.0) / seconds)
 
 
+def _watched(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[list[Sample], int]:
+    """Its use of processors while it ran, and its exit status."""
+    done = threading.Event()
+    samples: list[Sample] = []
+    watcher = threading.Thread(target=_watch, args=(process.pid, done, samples))
+    watcher.start()  # Ctrl-C right here: it ends with the process
+    try:
+        return samples, process.wait(timeout_s)
+    finally:
+        done.set()
+        watcher.join()
+
+
 def _watch(pid: int, done: threading.Event, samples: list[Sample]) -> None:
+    """Until it is told to stop, or the process is gone."""
     while not done.wait(_SAMPLE_S):
         used: dict[int, float] = {}
         try:
@@ -155,7 +163,7 @@ def _watch(pid: int, done: threading.Event, samples: list[Sample]) -> None:
                 except psutil.Error:
                     continue
         except psutil.Error:
-            continue
+            return
         samples.append(Sample(time.time(), used))
 
 
