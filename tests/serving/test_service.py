@@ -52,7 +52,7 @@ SAMPLING: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
-    ("target", "sampling"), zip(cycle(["tiny", "tiny-int8"]), SAMPLING, strict=False)
+    ("target", "sampling"), list(zip(cycle(["tiny", "tiny-int8"]), SAMPLING, strict=False))
 )
 def test_speculation_changes_no_token(url: str, target: str, sampling: dict[str, Any]) -> None:
     """The same text with it on and off, and it was really on."""
