@@ -137,6 +137,8 @@ class Speedup(_Value):
     traffic: Traffic
     level: float
     ratio: Interval
+    is_idle: tuple[bool, ...]
+    """By pair: next to nothing was drafted, so that only the machine made its runs differ."""
 
 
 class Gate(_Value):
@@ -198,7 +200,7 @@ class About(_Value):
 class Report(_Value):
     """report.json."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     about: About
     complete: bool
     """False: interrupted, out of time, or ended by an error."""

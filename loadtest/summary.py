@@ -22,6 +22,8 @@ from loadtest.scenario import Slo, Traffic
 
 Key = tuple[Traffic, str, float]
 """How targets shared the load, target, level."""
+IDLE_SHARE = 0.02
+"""Draft tokens for each output token under which speculation was on in name only."""
 
 
 def levels(runs: Sequence[CellResult], slo: Slo) -> list[LevelResult]:
@@ -34,21 +36,28 @@ def speedups(runs: Sequence[CellResult], is_open: bool) -> list[Speedup]:
     """Of each target and level that has a pair of runs: the same repeat without and with."""
     found: list[Speedup] = []
     for key in sorted({key for run in runs for key in _keys(run)}):
-        is_paced = paced_by_service(key[0], is_open)
+        traffic, target, level = key
+        is_paced = paced_by_service(traffic, is_open)
         pace = _tokens_per_waiting_s if is_paced else _answers_per_s
-        rates = {
-            (run.cell.arm, run.cell.repeat): pace(run, key[1]) for run in runs if key in _keys(run)
-        }
-        repeats = sorted({repeat for _, repeat in rates})
+        off, on = (
+            {run.cell.repeat: run for run in runs if run.cell.arm == arm and key in _keys(run)}
+            for arm in ("off", "on")
+        )
         pairs = [
-            (rates["off", repeat], rates["on", repeat])
-            for repeat in repeats
-            if rates.get(("off", repeat)) and rates.get(("on", repeat))
+            (off[repeat], on[repeat])
+            for repeat in sorted(off.keys() & on.keys())
+            if pace(off[repeat], target) and pace(on[repeat], target)
         ]
         if pairs:
-            traffic, target, level = key
-            ratio = of_ratio(pairs)
-            found.append(Speedup(target=target, traffic=traffic, level=level, ratio=ratio))
+            found.append(
+                Speedup(
+                    target=target,
+                    traffic=traffic,
+                    level=level,
+                    ratio=of_ratio([(pace(a, target), pace(b, target)) for a, b in pairs]),
+                    is_idle=tuple(_is_idle(run, target) for _, run in pairs),
+                )
+            )
     return found
 
 
@@ -118,6 +127,12 @@ def counters_by_arm(runs: Sequence[CellResult]) -> dict[str, dict[str, float]]:
             sums.update(run.counters or {})
         found[arm] = dict(sorted(sums.items()))
     return found
+
+
+def _is_idle(run: CellResult, target: str) -> bool:
+    mine = [r for r in run.requests if r.target == target]
+    drafted = total(r.speculation for r in mine).drafted
+    return drafted < IDLE_SHARE * sum(r.output_tokens for r in mine)
 
 
 def _pair(run: CellResult) -> Cell:

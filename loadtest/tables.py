@@ -1,11 +1,14 @@
 """The report's tables, before they are Markdown or HTML."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from loadtest.results import Interval, LevelResult, Report, Spread
+from loadtest.summary import IDLE_SHARE
 
 LEVEL_NAMES = {"closed": "clients", "poisson": "arrivals/s", "burst": "burst size"}
 
@@ -63,7 +66,9 @@ def _speedups(report: Report) -> Table:
             label(s.target, s.traffic),
             f"{s.level:g}",
             _interval(s.ratio, 2),
-            " ".join(f"{x:.2f}" for x in s.ratio.repeats),
+            " ".join(
+                f"{x:.2f}{'*' * idle}" for x, idle in zip(s.ratio.repeats, s.is_idle, strict=True)
+            ),
         )
         for s in report.speedups
     )
@@ -76,6 +81,19 @@ def _speedups(report: Report) -> Table:
     )
     if report.about.scenario.rehearse:
         note += " A pass over all levels with speculation came first and is not counted."
+    idle = [
+        math.log(ratio)
+        for s in report.speedups
+        for ratio, is_idle in zip(s.ratio.repeats, s.is_idle, strict=True)
+        if is_idle
+    ]
+    if idle:
+        scatter = math.sqrt(fmean(x**2 for x in idle))
+        note += (
+            f" *: fewer than {100 * IDLE_SHARE:g} tokens were drafted per 100 answered, so that "
+            f"both runs did the same work. Such pairs ({len(idle)}) are off by {scatter:.1%} (root "
+            "mean square): so much the machine scatters by itself."
+        )
     return Table("Speedup", ("target", level_name(report), "on / off", "pairs"), rows, note)
 
 

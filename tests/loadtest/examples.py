@@ -135,3 +135,12 @@ def run(
         "wall_s": 3.0,
     }
     return CellResult(**values | fields)
+
+
+def undrafted(found: CellResult) -> CellResult:
+    """The same run, but nothing was drafted in it."""
+    alone = [
+        r.model_copy(update={"speculation": r.speculation and Speculation(rounds=r.output_tokens)})
+        for r in found.requests
+    ]
+    return found.model_copy(update={"requests": tuple(alone)})

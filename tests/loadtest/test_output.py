@@ -12,7 +12,7 @@ from loadtest.output import markdown, write_report
 from loadtest.plan import Arm
 from loadtest.results import About, CellResult, Report, Texts
 from loadtest.summary import levels, speedups
-from tests.loadtest.examples import run, scenario
+from tests.loadtest.examples import run, scenario, undrafted
 
 
 def report(runs: list[CellResult]) -> Report:
@@ -72,6 +72,14 @@ def test_text_says_what_was_measured(tmp_path: Path) -> None:
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")
+
+
+def test_pairs_that_drafted_nothing_show_what_the_machine_scatters() -> None:
+    assert "by itself" not in markdown(report(RUNS), {})
+    idle = [undrafted(run("on", 3, level=4, tokens=9)), run("off", 3, level=4, tokens=10)]
+    text = markdown(report([*RUNS, *idle]), {})
+    assert " 1.50 1.45 1.42 0.90* |" in text
+    assert "Such pairs (1) are off by 10.5% (root mean square)" in text
 
 
 def test_a_partial_report_without_any_run(tmp_path: Path) -> None:

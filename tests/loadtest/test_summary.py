@@ -6,7 +6,7 @@ from loadtest.plan import Arm
 from loadtest.results import CellResult, Texts
 from loadtest.scenario import Slo, Traffic
 from loadtest.summary import counters_by_arm, levels, speedups, spread, with_pairs
-from tests.loadtest.examples import run
+from tests.loadtest.examples import run, undrafted
 
 SLO = Slo(ttft_s=0.15, tpot_s=0.2)
 
@@ -51,6 +51,16 @@ def test_speedup_is_by_pairs_of_the_same_repeat() -> None:
     (speedup,) = speedups(runs, is_open=False)
     assert speedup.ratio.repeats == pytest.approx((2.0, 1.5))
     assert speedups([run("off")], is_open=False) == []
+
+
+def test_pairs_in_which_next_to_nothing_was_drafted_are_told() -> None:
+    runs = [
+        run("off", 0), undrafted(run("on", 0)),
+        run("off", 1), run("on", 1),
+        undrafted(run("on", 2)),
+    ]  # fmt: skip
+    (speedup,) = speedups(runs, is_open=False)
+    assert speedup.is_idle == (True, False)
 
 
 def test_speedup_does_not_count_that_clients_have_nothing_left_to_ask() -> None:
