@@ -106,6 +106,21 @@ def test_ctrl_c_ends_it_and_comes_through(tmp_path: Path) -> None:
     assert not psutil.pid_exists(int(log.read_text().split()[0]))
 
 
+def test_ctrl_c_right_after_its_start_ends_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anyone waits for it: while the thread that watches it starts."""
+
+    def interrupted(_: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    before = psutil.Process().children()
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(program("import time; time.sleep(60)"), tmp_path / "log", 60)
+    assert psutil.Process().children() == before
+
+
 def test_nothing_of_s2d_serve_is_imported() -> None:
     """The folder speaks HTTP only."""
     root = Path(__file__).parents[2]
