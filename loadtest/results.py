@@ -140,6 +140,11 @@ class Speedup(_Value):
     is_idle: tuple[bool, ...]
     """By pair: next to nothing was drafted, so that only the machine made its runs differ."""
 
+    @property
+    def pairs(self) -> list[tuple[float, bool]]:
+        """Ratio of each pair of runs, and whether it was idle."""
+        return list(zip(self.ratio.repeats, self.is_idle, strict=True))
+
 
 class Gate(_Value):
     """One thing that must hold for the figures to mean something."""

@@ -44,18 +44,18 @@ def speedups(runs: Sequence[CellResult], is_open: bool) -> list[Speedup]:
             for arm in ("off", "on")
         )
         pairs = [
-            (off[repeat], on[repeat])
+            ((pace(off[repeat], target), pace(on[repeat], target)), _is_idle(on[repeat], target))
             for repeat in sorted(off.keys() & on.keys())
-            if pace(off[repeat], target) and pace(on[repeat], target)
         ]
-        if pairs:
+        answered = [pair for pair in pairs if all(pair[0])]
+        if answered:
             found.append(
                 Speedup(
                     target=target,
                     traffic=traffic,
                     level=level,
-                    ratio=of_ratio([(pace(a, target), pace(b, target)) for a, b in pairs]),
-                    is_idle=tuple(_is_idle(run, target) for _, run in pairs),
+                    ratio=of_ratio([rates for rates, _ in answered]),
+                    is_idle=tuple(is_idle for _, is_idle in answered),
                 )
             )
     return found
@@ -131,7 +131,7 @@ def counters_by_arm(runs: Sequence[CellResult]) -> dict[str, dict[str, float]]:
 
 def _is_idle(run: CellResult, target: str) -> bool:
     mine = [r for r in run.requests if r.target == target]
-    drafted = total(r.speculation for r in mine).drafted
+    drafted = sum(r.speculation.drafted for r in mine if r.speculation)
     return drafted < IDLE_SHARE * sum(r.output_tokens for r in mine)
 
 

@@ -66,9 +66,7 @@ def _speedups(report: Report) -> Table:
             label(s.target, s.traffic),
             f"{s.level:g}",
             _interval(s.ratio, 2),
-            " ".join(
-                f"{x:.2f}{'*' * idle}" for x, idle in zip(s.ratio.repeats, s.is_idle, strict=True)
-            ),
+            " ".join(f"{ratio:.2f}{'*' * is_idle}" for ratio, is_idle in s.pairs),
         )
         for s in report.speedups
     )
@@ -81,12 +79,7 @@ def _speedups(report: Report) -> Table:
     )
     if report.about.scenario.rehearse:
         note += " A pass over all levels with speculation came first and is not counted."
-    idle = [
-        math.log(ratio)
-        for s in report.speedups
-        for ratio, is_idle in zip(s.ratio.repeats, s.is_idle, strict=True)
-        if is_idle
-    ]
+    idle = [math.log(ratio) for s in report.speedups for ratio, is_idle in s.pairs if is_idle]
     if idle:
         scatter = math.sqrt(fmean(x**2 for x in idle))
         note += (
