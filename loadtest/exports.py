@@ -6,7 +6,7 @@ the last chunk: AIPerf keeps of its speculation counts what vLLM sends, and drop
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,33 +18,56 @@ from loadtest.workload import Planned
 TIMES, RAW = "profile_export.jsonl", "profile_export_raw.jsonl"
 
 
-def read_requests(folder: Path, planned: Sequence[Planned]) -> list[Request]:
-    """The requests of one run without its warm-up, in the order in which they were sent.
+def read_requests(
+    folder: Path, phases: Mapping[str, Sequence[Planned]]
+) -> dict[str, list[Request]]:
+    """The requests of each phase that were over, in the order in which they were sent.
 
     Args:
         folder: AIPerf's artifacts.
-        planned: what it was given.
+        phases: what it was given.
 
     Raises: GeneratorError if the exports are missing or not as AIPerf 0.13 writes them.
     """
-    by_key = {request.key: request for request in planned}
     try:
         raw = {line["metadata"]["x_request_id"]: line for line in _lines(folder / RAW)}
-        pairs = [
-            (line, raw[line["metadata"]["x_request_id"]])
-            for line in _lines(folder / TIMES)
-            if line["metadata"]["benchmark_phase"] == "profiling"
-        ]
-        pairs.sort(key=lambda pair: pair[0]["metadata"]["request_start_ns"])
-        offsets = [_offset_s(line, by_key) for line, _ in pairs]
-        least = min((o for o in offsets if o is not None), default=0.0)
-        lags = [None if o is None else o - least for o in offsets]
-        return [
-            _request(line, whole, by_key[line["metadata"]["conversation_id"]], lag)
-            for (line, whole), lag in zip(pairs, lags, strict=True)
-        ]
+        lines = sorted(
+            _lines(folder / TIMES), key=lambda line: line["metadata"]["request_start_ns"]
+        )
+        return {
+            phase: _requests(
+                [line for line in lines if line["metadata"]["phase_name"] == phase],
+                raw,
+                {f"{phase}/{request.key}": request for request in planned},
+            )
+            for phase, planned in phases.items()
+        }
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise GeneratorError(f"{folder}: AIPerf's exports cannot be read: {error!r}") from None
+
+
+def num_over(folder: Path) -> int:
+    """How many requests are over by now, warm-up included, while AIPerf runs."""
+    try:
+        return (folder / TIMES).read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def _requests(
+    lines: Sequence[Any], raw: Mapping[str, Any], by_id: Mapping[str, Planned]
+) -> list[Request]:
+    offsets = [_offset_s(line, by_id) for line in lines]
+    least = min((o for o in offsets if o is not None), default=0.0)
+    return [
+        _request(
+            line,
+            raw[line["metadata"]["x_request_id"]],
+            by_id[line["metadata"]["conversation_id"]],
+            None if offset is None else offset - least,
+        )
+        for line, offset in zip(lines, offsets, strict=True)
+    ]
 
 
 def _lines(path: Path) -> Iterator[Any]:
@@ -53,10 +76,10 @@ def _lines(path: Path) -> Iterator[Any]:
             yield json.loads(line)
 
 
-def _offset_s(line: Any, planned: dict[str, Planned]) -> float | None:
+def _offset_s(line: Any, by_id: Mapping[str, Planned]) -> float | None:
     """Seconds between the schedule's zero, wherever that was, and where this one puts it."""
     meta = line["metadata"]
-    scheduled_s = planned[meta["conversation_id"]].scheduled_s
+    scheduled_s = by_id[meta["conversation_id"]].scheduled_s
     return None if scheduled_s is None else meta["request_start_ns"] / 1e9 - scheduled_s
 
 

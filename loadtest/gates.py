@@ -8,7 +8,6 @@ from typing import Any, Literal
 from loadtest.intervals import percentile
 from loadtest.results import Calibration, CellResult, Gate, LevelResult, Status, Texts, Verdict
 from loadtest.scenario import Bounds
-from loadtest.summary import counters_by_arm
 
 _ERRORS: tuple[Status, ...] = ("429", "5xx", "failed")
 _FALLBACKS, _REST = "s2d:draft_fallback_total", "reason=rest"
@@ -22,9 +21,20 @@ def judge(
     levels: Sequence[LevelResult],
     texts: Sequence[Texts],
     calibration: Calibration | None,
+    counters: Mapping[str, float],
     bounds: Bounds,
 ) -> Verdict:
-    """All gates over what was measured; `cards`: of the targets, as the service lists them."""
+    """All gates over what was measured.
+
+    Args:
+        cards: of the targets, as the service lists them.
+        runs: all that are over.
+        levels: what they come to.
+        texts: of the targets.
+        calibration: what the generator can do.
+        counters: what the service's own grew by.
+        bounds: where a run turns red.
+    """
     gates = (
         _schedule_lag(runs, bounds),
         _achieved_rate(runs, bounds),
@@ -32,7 +42,7 @@ def judge(
         _headroom(levels, calibration, bounds),
         _errors(levels, bounds),
         _texts(texts),
-        _drafted(levels, runs, {card["id"] for card in cards if not _has_draft(card)}),
+        _drafted(levels, counters, {card["id"] for card in cards if not _has_draft(card)}),
     )
     return Verdict(passed=all(gate.status != "failed" for gate in gates), gates=gates)
 
@@ -125,7 +135,7 @@ def _texts(texts: Sequence[Texts]) -> Gate:
 
 
 def _drafted(
-    levels: Sequence[LevelResult], runs: Sequence[CellResult], undrafted: Collection[str]
+    levels: Sequence[LevelResult], counters: Mapping[str, float], undrafted: Collection[str]
 ) -> Gate:
     name = "speculation was on and off"
     drafted: dict[str, Counter[str]] = {}
@@ -138,7 +148,7 @@ def _drafted(
         return _gate(name, None, "the service has no draft")
     parts = [f"{who}: {n['on']} tokens when on, {n['off']} when off" for who, n in drafted.items()]
     is_good = all(n["on"] > 0 and n["off"] == 0 for n in drafted.values())
-    if not all(n["on"] for n in drafted.values()) and (rests := _rests(runs)):
+    if not all(n["on"] for n in drafted.values()) and (rests := _rests(counters)):
         parts.append(
             f"in {rests:g} rounds the draft rested, as the target is faster alone"
             " (`s2d doctor` names the usual cause)"
@@ -146,10 +156,10 @@ def _drafted(
     return _gate(name, is_good, "drafted, " + "; ".join(parts))
 
 
-def _rests(runs: Sequence[CellResult]) -> float:
+def _rests(counters: Mapping[str, float]) -> float:
     """Rounds that the service itself chose to run without its draft, speculation on."""
-    grown = counters_by_arm(runs).get("on", {})
-    return sum(n for name, n in grown.items() if name.startswith(_FALLBACKS) and _REST in name)
+    found = counters.items()
+    return sum(n for name, n in found if name.startswith(_FALLBACKS) and _REST in name)
 
 
 def _has_draft(card: Mapping[str, Any]) -> bool:

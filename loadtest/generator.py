@@ -1,4 +1,4 @@
-"""AIPerf as a subprocess: its command, its processor time, its end."""
+"""AIPerf as a subprocess: its configuration, its processor time, its end."""
 
 import os
 import signal
@@ -6,18 +6,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+import yaml
 
-from loadtest.plan import Cell
+from loadtest.options import KEY
+from loadtest.plan import Batch, Cell
 from loadtest.processes import interrupted
 from loadtest.results import ClientCpu
 from loadtest.scenario import Scenario
 
-ENTRIES = "requests.jsonl"
+ENTRIES, CONFIG, ARTIFACTS = "requests.jsonl", "aiperf.yaml", "aiperf"
+WARM_UP = "warmup"
 _SAMPLE_S = 0.25
 _TRIES_PER_S = 250.0
 """How often a closed loop looks for a client that is free. Left to itself AIPerf 0.13 never sleeps
@@ -49,49 +53,76 @@ class Sample:
     """By process id."""
 
 
-def command(scenario: Scenario, cell: Cell, url: str, folder: Path) -> list[str]:
-    """The command of one run; `folder` holds its requests and takes what AIPerf writes."""
-    enabled = "true" if cell.arm == "on" else "false"
-    speculation = f'{{"enabled": {enabled}, "detailed": true}}'  # both arms write the same chunks
-    extra = f'{{"temperature": {scenario.temperature:g}, "speculation": {speculation}}}'
-    words = [
-        str(Path(sys.executable).with_name("aiperf")), "profile",
-        "--model", cell.targets[0], "--url", url,
-        "--endpoint-type", "chat", "--streaming",
-        "--input-file", str(folder / ENTRIES), "--custom-dataset-type", "single-turn",
-        "--extra-inputs", extra,
-        "--use-legacy-max-tokens", "--use-server-token-count",
-        "--tokenizer", str(_tokenizer(folder.parent)),
-        "--random-seed", str(scenario.seed + cell.repeat),
-        "--workers-max", "1", "--record-processors", "1",
-        "--no-gpu-telemetry", "--no-server-metrics",
-        "--export-level", "raw", "--ui", "none", "--artifact-dir", str(folder / "aiperf"),
-    ]  # fmt: skip
+def configure(scenario: Scenario, batch: Batch, url: str, folder: Path) -> list[str]:
+    """Write what AIPerf is to do into `folder`, which has the requests; the command that does it.
+
+    The configuration has no key but the name of the variable that holds it.
+    """
+    phases = [_phase(scenario, cell) for cell in batch]
     if scenario.warmup_requests:
-        words += ["--warmup-request-count", str(scenario.warmup_requests)]
+        load = _closed(batch[0].level, scenario.warmup_requests)
+        phases.insert(0, {"name": WARM_UP, "kind": "warmup", **load})
+    endpoint: dict[str, Any] = {
+        "url": url, "type": "chat", "streaming": True,
+        "useLegacyMaxTokens": True, "useServerTokenCount": True,
+        "extra": {"temperature": scenario.temperature},
+    }  # fmt: skip
+    if os.environ.get(KEY):
+        endpoint["apiKey"] = f"${{{KEY}}}"
+    benchmark = {
+        "model": batch[0].targets[0],
+        "endpoint": endpoint,
+        "dataset": {
+            "type": "file", "path": str((folder / ENTRIES).absolute()),
+            "format": "single_turn", "sampling": "sequential",
+        },
+        "phases": phases,
+        "tokenizer": {"name": str(_tokenizer(folder.parent).absolute())},
+        "artifacts": {
+            "dir": str((folder / ARTIFACTS).absolute()),
+            "summary": ["json"], "records": ["jsonl"], "raw": True,
+        },
+        "gpuTelemetry": {"enabled": False},
+        "serverMetrics": {"enabled": False},
+        "runtime": {"ui": "none", "workers": 1, "recordProcessors": 1},
+    }  # fmt: skip
+    seed = scenario.seed + batch[0].repeat
+    whole = {"schemaVersion": "2.0", "randomSeed": seed, "benchmark": benchmark}
+    (folder / CONFIG).write_text(yaml.safe_dump(whole, sort_keys=False), "utf-8")
+    aiperf = Path(sys.executable).with_name("aiperf")
+    return [str(aiperf), "profile", "--config", str(folder / CONFIG)]
+
+
+def _phase(scenario: Scenario, cell: Cell) -> dict[str, Any]:
     if scenario.load.kind == "closed":
-        count = scenario.load.num_requests(cell.level)
-        words += ["--concurrency", f"{cell.level:g}", "--request-count", str(count)]
-        words += ["--request-rate", f"{_TRIES_PER_S:g}", "--arrival-pattern", "constant"]
+        load = _closed(cell.level, scenario.load.num_requests(cell.level))
     else:
-        words += ["--fixed-schedule"]
+        load = {"type": "fixed_schedule"}
+    phase = {"name": cell.phase, "kind": "profiling", **load}
     if scenario.cancel:
-        words += ["--request-cancellation-rate", f"{100 * scenario.cancel.share:g}"]
-        words += ["--request-cancellation-delay", f"{scenario.cancel.after_s:g}"]
-    return words
+        share, delay_s = 100 * scenario.cancel.share, scenario.cancel.after_s
+        phase["cancellation"] = {"rate": share, "delay": delay_s}
+    return phase
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """AIPerf has ended by itself."""
-
-    samples: list[Sample]
-    failure: str | None
-    """What it said, if it calls itself failed: it does so, too, where no request was answered."""
+def _closed(level: float, requests: int) -> dict[str, Any]:
+    loop = {"type": "constant", "rate": _TRIES_PER_S, "concurrency": round(level)}
+    return loop | {"requests": requests}
 
 
-def run(words: Sequence[str], log: Path, timeout_s: float) -> Finished:
+def run(
+    words: Sequence[str], log: Path, timeout_s: float, each_sample: Callable[[Sample], None]
+) -> str | None:
     """Run AIPerf to its end; what it prints goes to `log`. Ctrl-C ends it and comes through.
+
+    Args:
+        words: its command.
+        log: takes what it prints.
+        timeout_s: after which it is ended.
+        each_sample: takes its use of processors a few times a second, in another thread.
+
+    Returns: the end of what it said, if it calls itself failed: it does so, too, where no request
+    was answered.
 
     Raises: GeneratorError if it takes too long.
     """
@@ -101,16 +132,15 @@ def run(words: Sequence[str], log: Path, timeout_s: float) -> Finished:
             words, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         try:
-            samples, code = _watched(process, timeout_s)
+            code = _watched(process, timeout_s, each_sample)
         except subprocess.TimeoutExpired:
             raise GeneratorError(f"AIPerf took over {timeout_s:.0f} s; see {log}") from None
         finally:
             _end(process)
-    failure = None
-    if code:
-        tail = " ".join(log.read_text("utf-8", "replace").split())[-400:]
-        failure = f"AIPerf ended with {code}; see {log}: ... {tail}"
-    return Finished(samples, failure)
+    if not code:
+        return None
+    tail = " ".join(log.read_text("utf-8", "replace").split())[-400:]
+    return f"AIPerf ended with {code}; see {log}: ... {tail}"
 
 
 def cpu_between(samples: Sequence[Sample], start_s: float, end_s: float) -> ClientCpu | None:
@@ -137,20 +167,21 @@ def _use(first: Sample, last: Sample) -> ClientCpu:
     return ClientCpu(cores=sum(used) / seconds, busiest=max(used, default=0.0) / seconds)
 
 
-def _watched(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[list[Sample], int]:
-    """Its use of processors while it ran, and its exit status."""
+def _watched(
+    process: subprocess.Popen[bytes], timeout_s: float, each_sample: Callable[[Sample], None]
+) -> int:
+    """Its exit status."""
     done = threading.Event()
-    samples: list[Sample] = []
-    watcher = threading.Thread(target=_watch, args=(process.pid, done, samples))
+    watcher = threading.Thread(target=_watch, args=(process.pid, done, each_sample))
     watcher.start()  # Ctrl-C right here: it ends with the process
     try:
-        return samples, process.wait(timeout_s)
+        return process.wait(timeout_s)
     finally:
         done.set()
         watcher.join()
 
 
-def _watch(pid: int, done: threading.Event, samples: list[Sample]) -> None:
+def _watch(pid: int, done: threading.Event, each_sample: Callable[[Sample], None]) -> None:
     """Until it is told to stop, or the process is gone."""
     while not done.wait(_SAMPLE_S):
         used: dict[int, float] = {}
@@ -164,7 +195,7 @@ def _watch(pid: int, done: threading.Event, samples: list[Sample]) -> None:
                     continue
         except psutil.Error:
             return
-        samples.append(Sample(time.time(), used))
+        each_sample(Sample(time.time(), used))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Which runs a scenario is made of, and in which order."""
+"""Which runs a scenario is made of, in which order, and which of them one AIPerf does."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -25,43 +25,60 @@ class Cell(BaseModel):
     """Nothing of it counts."""
 
     @property
+    def phase(self) -> str:
+        """Its name within a batch."""
+        return "rehearsal" if self.is_rehearsal else f"{self.arm}-{self.repeat}"
+
+    @property
     def name(self) -> str:
-        """A folder's name."""
+        """A file's name."""
         who = self.targets[0] if self.traffic == "separate" else self.traffic
         safe = "".join(c if c.isalnum() or c in "-." else "-" for c in who)
-        which = "rehearsal" if self.is_rehearsal else f"{self.repeat}-{self.arm}"
-        return f"{safe}-{self.level:g}-{which}"
+        return f"{safe}-{self.level:g}-{self.phase}"
 
 
-def plan(scenario: Scenario, targets: Sequence[str]) -> list[Cell]:
-    """All runs: a rehearsal if there is one, then whole repeats one after the other, off and on
-    next to each other in each.
+Batch = tuple[Cell, ...]
+"""Runs of one load that one process of AIPerf does, straight one after the other."""
 
-    What drifts over the hours then meets both arms, and a run that is cut short has whole repeats.
+
+def plan(scenario: Scenario, targets: Sequence[str]) -> list[Batch]:
+    """All runs: a rehearsal if there is one; then all loads again and again, until each has its
+    repeats, off and on in turn.
+
+    What drifts over the hours then meets both arms, and a test that is cut short has measured all
+    loads about as often. In a closed loop pairs go in batches: what drifts within minutes meets
+    both arms, too, as nothing lies between them. A schedule has AIPerf's whole file, so each of its
+    runs is a batch.
     """
     groups: list[tuple[Traffic, tuple[str, ...]]] = []
     for traffic in scenario.traffic:
         alone = [(name,) for name in targets] if traffic == "separate" else [tuple(targets)]
         groups += [(traffic, group) for group in alone]
     loads = [(*group, level) for group in groups for level in scenario.load.levels]
-    rehearsal = [
-        Cell(
-            targets=group,
-            traffic=traffic,
-            level=level,
-            arm="on",
-            repeat=scenario.repeats,  # prompts of its own
-            is_rehearsal=True,
+    batches: list[Batch] = [
+        (
+            Cell(
+                targets=group,
+                traffic=traffic,
+                level=level,
+                arm="on",
+                repeat=scenario.repeats,  # prompts of its own
+                is_rehearsal=True,
+            ),
         )
         for traffic, group, level in loads
         if scenario.rehearse
     ]
-    return rehearsal + [
-        Cell(targets=group, traffic=traffic, level=level, arm=arm, repeat=repeat)
-        for repeat in range(scenario.repeats)
-        for traffic, group, level in loads
-        for arm in ("off", "on")
-    ]
+    step = scenario.load.pairs_per_batch if scenario.load.kind == "closed" else 1
+    for start in range(0, scenario.repeats, step):
+        for traffic, group, level in loads:
+            cells = [
+                Cell(targets=group, traffic=traffic, level=level, arm=arm, repeat=repeat)
+                for repeat in range(start, min(start + step, scenario.repeats))
+                for arm in ("off", "on")
+            ]
+            batches += [(cell,) for cell in cells] if scenario.is_open else [tuple(cells)]
+    return batches
 
 
 def shares(cell: Cell) -> list[float]:

@@ -67,19 +67,23 @@ class ClientCpu(_Value):
 
 
 class CellResult(_Value):
-    """One run of the generator."""
+    """One run."""
 
     cell: Cell
-    command: str
     asked_rate: float | None
     """Arrivals per second of the schedule. None: closed loop."""
     requests: tuple[Request, ...]
     client_cpu: ClientCpu | None
-    counters: dict[str, float] | None = None
-    """What the service's counters at /metrics grew by. None: it has none."""
-    replicas: tuple[tuple[float, dict[str, int]], ...] = ()
+    """While its batch ran."""
+
+
+class Watched(_Value):
+    """What the service said of itself while a batch ran."""
+
+    counters: dict[str, float]
+    """What those at /metrics grew by. Empty: it has none."""
+    replicas: tuple[tuple[float, dict[str, int]], ...]
     """Unix time, replicas of each model that are ready."""
-    wall_s: float
 
 
 class Spread(_Value):
@@ -205,7 +209,7 @@ class About(_Value):
 class Report(_Value):
     """report.json."""
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     about: About
     complete: bool
     """False: interrupted, out of time, or ended by an error."""
@@ -217,7 +221,7 @@ class Report(_Value):
     calibration: Calibration | None
     levels: tuple[LevelResult, ...]
     speedups: tuple[Speedup, ...]
-    counters: dict[str, dict[str, float]] = {}
-    """By arm: what the service's own counters grew by over all runs. Empty: it has none."""
+    counters: dict[str, float] = {}
+    """What the service's own counters grew by over all runs. Empty: it has none."""
     replicas: tuple[tuple[float, dict[str, int]], ...] = ()
     """Seconds from the first sample, replicas of each model that are ready."""

@@ -1,27 +1,27 @@
 """A load test from its first request to its report."""
 
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import httpx
 from pydantic import BaseModel, TypeAdapter
 
-from loadtest import generator, service, summary, workload
-from loadtest.exports import read_requests
+from loadtest import generator, service, summary
+from loadtest.batch import run_batch
 from loadtest.gates import judge
 from loadtest.nullserver import serving
-from loadtest.plan import Cell, plan
+from loadtest.plan import Batch, Cell, plan
 from loadtest.prompts import Prompt, draw
-from loadtest.results import About, Calibration, CellResult, Report, Texts
+from loadtest.results import About, Calibration, CellResult, Report, Texts, Watched
 from loadtest.scenario import Closed, Scenario
 
-ABOUT, CALIBRATION, TEXTS, CELL = "about.json", "calibration.json", "texts.json", "cell.json"
+ABOUT, CALIBRATION, TEXTS, WATCHED = "about.json", "calibration.json", "texts.json", "watched.json"
+RUNS = "runs"
+"""A folder with a file for each."""
 _CALIBRATION_REQUESTS = 100
-_RUN_S = 3600.0
-"""A single run of AIPerf takes less, or is ended."""
 
 Say = Callable[[str, int, int], None]
 """Takes what is under way, steps done, steps in all."""
@@ -45,34 +45,50 @@ class LoadTest:
         return self.about.scenario
 
     @property
-    def cells(self) -> list[Cell]:
+    def batches(self) -> list[Batch]:
         """All runs, in order."""
         return plan(self.scenario, service.chosen(self.about.models, self.scenario))
 
     def measure(self) -> None:
-        """Calibrate, compare texts, then all runs, each kept as soon as it is done."""
-        cells = self.cells
-        steps = len(cells) + 2
+        """Calibrate, compare texts, then all runs, kept batch by batch; of one that is interrupted,
+        the runs that are over.
+        """
+        batches = self.batches
+        done, steps = 2, 2 + sum(map(len, batches))
         self._once(CALIBRATION, self._calibrate, "null server", 0, steps)
         self._once(TEXTS, self._compare, "texts on and off", 1, steps)
+        (self.folder / RUNS).mkdir(exist_ok=True)
         with self._client() as client:
-            for i, cell in enumerate(cells, 2):
-                if not (self.folder / cell.name / CELL).exists():
-                    if time.time() >= self.ends_at_s:
-                        break
-                    self.say(cell.name, i, steps)
-                    _save(self._run(client, cell), self.folder / cell.name / CELL)
+            for batch in batches:
+                missing = tuple(cell for cell in batch if not self._kept(cell).exists())
+                done += len(batch) - len(missing)
+                if not missing:
+                    continue
+                if time.time() >= self.ends_at_s:
+                    break
+
+                def each_run(i: int, runs: Batch = missing, done: int = done) -> None:
+                    self.say(runs[i].name, done + i, steps)
+
+                self._run(client, missing, each_run)
+                done += len(missing)
         self.say("report", steps, steps)
 
     def report(self, ended_by: str | None = None) -> Report:
         """The report of what the folder has; `ended_by`: the error that ended the test early."""
-        cells = self.cells
+        cells = list(chain.from_iterable(self.batches))
         done = [
             CellResult.model_validate_json(path.read_text("utf-8"))
             for cell in cells
-            if (path := self.folder / cell.name / CELL).exists()
+            if (path := self._kept(cell)).exists()
         ]
         runs = [run for run in done if not run.cell.is_rehearsal]
+        watched = [
+            Watched.model_validate_json(path.read_text("utf-8"))
+            for cell in cells
+            if not cell.is_rehearsal and (path := self.folder / cell.name / WATCHED).exists()
+        ]
+        counters = summary.added([one.counters for one in watched])
         calibrated = self._read(CALIBRATION)
         calibration = Calibration.model_validate_json(calibrated) if calibrated else None
         texts = tuple(
@@ -87,13 +103,15 @@ class LoadTest:
             complete=len(done) == len(cells) and calibration is not None,
             ended_by=ended_by,
             runs=f"{len(done)} of {len(cells)}",
-            verdict=judge(self.about.models, runs, levels, texts, limit, self.scenario.bounds),
+            verdict=judge(
+                self.about.models, runs, levels, texts, limit, counters, self.scenario.bounds
+            ),
             texts=texts,
             calibration=calibration,
             levels=levels,
             speedups=tuple(summary.speedups(runs, self.scenario.is_open)),
-            counters=summary.counters_by_arm(runs),
-            replicas=_from_start([sample for run in runs for sample in run.replicas]),
+            counters=counters,
+            replicas=_from_start([sample for one in watched for sample in one.replicas]),
         )
 
     def _once(self, name: str, make: Callable[[], str], what: str, step: int, steps: int) -> None:
@@ -109,8 +127,11 @@ class LoadTest:
         )  # fmt: skip
         scenario = self.scenario.model_copy(update={"load": load, "cancel": None})
         cell = Cell(targets=("null",), traffic="separate", level=level, arm="on", repeat=0)
+        runs: list[CellResult] = []
         with serving(cell.targets) as url:
-            run = self._generate(scenario, cell, url)
+            folder = self.folder / cell.name
+            run_batch(scenario, (cell,), self.prompts, url, folder, runs.append, lambda _: None)
+        (run,) = runs
         seconds = summary.duration_s(run)
         ttft = summary.spread(r.ttft_s for r in run.requests)
         if ttft is None:
@@ -131,38 +152,21 @@ class LoadTest:
             texts = [service.compare_texts(client, self.scenario, card, sample) for card in cards]
         return _TEXTS.dump_json(texts, indent=1).decode()
 
-    def _run(self, client: httpx.Client, cell: Cell) -> CellResult:
+    def _run(self, client: httpx.Client, batch: Batch, each_run: Callable[[int], None]) -> None:
+        name = batch[0].name
         before = service.counters(client)
         with service.Watch(client) as watch:
-            run = self._generate(self.scenario, cell, self.about.url)
+            url, folder = self.about.url, self.folder / name
+            run_batch(self.scenario, batch, self.prompts, url, folder, self._keep, each_run)
         after = None if before is None else service.counters(client)
         grown = None if before is None or after is None else service.growth(before, after)
-        return run.model_copy(update={"counters": grown, "replicas": tuple(watch.seen)})
+        _save(Watched(counters=grown or {}, replicas=tuple(watch.seen)), folder / WATCHED)
 
-    def _generate(self, scenario: Scenario, cell: Cell, url: str) -> CellResult:
-        folder = self.folder / cell.name
-        folder.mkdir(parents=True, exist_ok=True)
-        requests = workload.planned(scenario, cell, self.prompts)
-        workload.write(requests, scenario, folder / generator.ENTRIES)
-        words = generator.command(scenario, cell, url, folder)
-        key = ["--api-key", self.api_key] if self.api_key else []
-        started = time.monotonic()
-        finished = generator.run([*words, *key], folder / "aiperf.log", _RUN_S)
-        try:
-            done = read_requests(folder / "aiperf", requests)
-        except generator.GeneratorError as error:
-            raise generator.GeneratorError(finished.failure or str(error)) from None
-        if not done or (finished.failure and any(r.status == "ok" for r in done)):
-            raise generator.GeneratorError(finished.failure or f"{folder}: no request was sent")
-        first, last = min(r.start_s for r in done), max(r.end_s for r in done)
-        return CellResult(
-            cell=cell,
-            command=shlex.join(words),
-            asked_rate=workload.asked_rate(requests),
-            requests=tuple(done),
-            client_cpu=generator.cpu_between(finished.samples, first, last),
-            wall_s=time.monotonic() - started,
-        )
+    def _keep(self, run: CellResult) -> None:
+        _save(run, self._kept(run.cell))
+
+    def _kept(self, cell: Cell) -> Path:
+        return self.folder / RUNS / f"{cell.name}.json"
 
     def _client(self) -> httpx.Client:
         return service.connect(self.about.url, self.api_key)

@@ -30,6 +30,10 @@ class Closed(_Part):
     requests_per_client: int = Field(ge=1)
     min_requests: int = Field(8, ge=1)
     """Requests of a level at least, where few clients would send fewer."""
+    pairs_per_batch: int = Field(3, ge=1)
+    """Pairs that one process of AIPerf does straight one after the other. The other levels come
+    between batches.
+    """
 
     def num_requests(self, level: float) -> int:
         """Requests of one run at this level, warm-up not counted."""
@@ -105,7 +109,7 @@ class Scenario(_Part):
     learnt while serving, for each number of sequences.
     """
     warmup_requests: int = Field(2, ge=0)
-    """Before each run, not counted."""
+    """With speculation, before each batch of runs; not counted."""
     max_tokens: int = Field(64, ge=2)
     """The cap; answers end where the model ends them."""
     temperature: float = Field(0, ge=0, le=2)

@@ -1,12 +1,11 @@
 """From requests to figures: by target, level and arm, all repeats together."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from loadtest.intervals import of_mean, of_ratio, percentile
-from loadtest.plan import Arm, Cell
+from loadtest.plan import Arm
 from loadtest.results import (
     CellResult,
     Interval,
@@ -115,28 +114,18 @@ def duration_s(run: CellResult) -> float:
     return max(r.end_s for r in run.requests) - min(r.start_s for r in run.requests)
 
 
-def counters_by_arm(runs: Sequence[CellResult]) -> dict[str, dict[str, float]]:
-    """What the service's own counters grew by, over the pairs of runs of which both have them."""
-    found: dict[str, dict[str, float]] = {}
-    seen = Counter(_pair(run) for run in runs if run.counters is not None)
-    whole = [run for run in runs if seen[_pair(run)] == 2]
-    by_arm = sorted(whole, key=lambda run: run.cell.arm)
-    for arm, group in groupby(by_arm, key=lambda run: run.cell.arm):
-        sums: Counter[str] = Counter()
-        for run in group:
-            sums.update(run.counters or {})
-        found[arm] = dict(sorted(sums.items()))
-    return found
+def added(counters: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The sum of each counter, by name in order."""
+    sums: Counter[str] = Counter()
+    for one in counters:
+        sums.update(one)
+    return dict(sorted(sums.items()))
 
 
 def _is_idle(run: CellResult, target: str) -> bool:
     mine = [r for r in run.requests if r.target == target]
     drafted = sum(r.speculation.drafted for r in mine if r.speculation)
     return drafted < IDLE_SHARE * sum(r.output_tokens for r in mine)
-
-
-def _pair(run: CellResult) -> Cell:
-    return run.cell.model_copy(update={"arm": "off"})
 
 
 def _keys(run: CellResult) -> list[Key]:

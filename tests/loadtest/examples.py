@@ -53,7 +53,7 @@ def exported(
     at_s: float,
     *,
     tokens: int = 5,
-    phase: str = "profiling",
+    phase: str = "on-0",
     speculation: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A request that was sent `at_s` and took 0.2 s to the first of its tokens, 0.1 s to others."""
@@ -61,10 +61,10 @@ def exported(
     e2e_s = 0.2 + 0.1 * (tokens - 1)
     meta = {
         "x_request_id": f"{phase}-{planned.key}",
-        "conversation_id": planned.key,
+        "conversation_id": f"{phase}/{planned.key}",
         "request_start_ns": start_ns,
         "request_end_ns": start_ns + round(e2e_s * 1e9),
-        "benchmark_phase": phase,
+        "phase_name": phase,
         "was_cancelled": False,
     }
     metrics = {
@@ -128,11 +128,9 @@ def run(
     ]  # fmt: skip
     values: dict[str, Any] = {
         "cell": cell,
-        "command": "aiperf profile",
         "asked_rate": None,
         "requests": tuple(requests),
         "client_cpu": ClientCpu(cores=0.3, busiest=0.2),
-        "wall_s": 3.0,
     }
     return CellResult(**values | fields)
 

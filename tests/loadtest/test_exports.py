@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.exports import read_requests
+from loadtest.exports import num_over, read_requests
 from loadtest.generator import GeneratorError
 from loadtest.plan import Cell
 from loadtest.prompts import OWN, read_prompts
@@ -23,7 +23,7 @@ def requests() -> list[Planned]:
 def test_times_tokens_and_counts(tmp_path: Path, requests: list[Planned]) -> None:
     sent = exported(requests[0], 0.0, speculation=counts([3, 2, 3], [3, 0, 1]))
     write_exports(tmp_path, [exported(requests[1], -5.0, phase="warmup"), sent])
-    (found,) = read_requests(tmp_path, requests)
+    (found,) = read_requests(tmp_path, {"on-0": requests})["on-0"]
     assert (found.target, found.status, found.category) == ("t", "ok", requests[0].prompt.category)
     assert found.start_s == START_NS / 1e9
     assert (found.ttft_s, found.tpot_s) == pytest.approx((0.2, 0.1))
@@ -43,12 +43,29 @@ def test_times_tokens_and_counts(tmp_path: Path, requests: list[Planned]) -> Non
 def test_latency_counts_from_the_intended_start(tmp_path: Path, requests: list[Planned]) -> None:
     at = [10.0, 10.0, 12.3, 12.0, 14.0, 14.1]  # intended: 0, 0, 2, 2, 4, 4
     write_exports(tmp_path, [exported(r, s) for r, s in zip(requests, at, strict=True)])
-    found = read_requests(tmp_path, requests)
+    found = read_requests(tmp_path, {"on-0": requests})["on-0"]
     lags = [request.lag_s for request in found]
     assert lags == pytest.approx([0, 0, 0, 0.3, 0, 0.1], abs=1e-6)
     assert found[3].ttft_s == pytest.approx(0.5, abs=1e-6)
     assert found[3].e2e_s == pytest.approx(0.9, abs=1e-6)
     assert found[3].tpot_s == pytest.approx(0.1)
+
+
+def test_requests_go_to_their_phases(tmp_path: Path, requests: list[Planned]) -> None:
+    """Of which each has a schedule's zero of its own."""
+    sent = [
+        *(exported(r, 100.0 + (r.scheduled_s or 0.0), phase="on-0") for r in requests[:3]),
+        exported(requests[0], 1.0, phase="off-0"),
+        exported(requests[1], 0.5, phase="off-0"),
+    ]
+    write_exports(tmp_path, sent)
+    assert num_over(tmp_path) == 5
+    assert num_over(tmp_path / "nowhere") == 0
+    found = read_requests(tmp_path, {"off-0": requests, "on-0": requests, "off-1": requests})
+    keys = {phase: [r.key for r in over] for phase, over in found.items()}
+    assert keys == {"off-0": ["r1", "r0"], "on-0": ["r0", "r1", "r2"], "off-1": []}
+    assert [r.lag_s for r in found["off-0"]] == pytest.approx([0.0, 0.5])
+    assert [r.lag_s for r in found["on-0"]] == pytest.approx([0.0, 0.0, 0.0])
 
 
 def test_errors_are_told_apart(tmp_path: Path, requests: list[Planned]) -> None:
@@ -63,7 +80,7 @@ def test_errors_are_told_apart(tmp_path: Path, requests: list[Planned]) -> None:
         sent[5],
     ]
     write_exports(tmp_path, lines)
-    found = read_requests(tmp_path, requests)
+    found = read_requests(tmp_path, {"on-0": requests})["on-0"]
     statuses = [request.status for request in found]
     assert statuses == ["429", "5xx", "cancelled", "failed", "failed", "ok"]
     assert [request.output_tokens for request in found] == [0, 0, 0, 0, 0, 5]
@@ -72,9 +89,9 @@ def test_errors_are_told_apart(tmp_path: Path, requests: list[Planned]) -> None:
 
 def test_exports_of_another_shape_are_an_error(tmp_path: Path, requests: list[Planned]) -> None:
     with pytest.raises(GeneratorError, match="cannot be read"):
-        read_requests(tmp_path, requests)
+        read_requests(tmp_path, {"on-0": requests})
     line, raw = exported(requests[0], 0.0)
     del line["metadata"]["request_start_ns"]
     write_exports(tmp_path, [(line, raw)])
     with pytest.raises(GeneratorError, match="request_start_ns"):
-        read_requests(tmp_path, requests)
+        read_requests(tmp_path, {"on-0": requests})

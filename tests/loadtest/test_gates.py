@@ -47,9 +47,11 @@ def verdict(
     texts: Texts | None = TEXTS,
     calibration: Calibration | None = CALIBRATION,
     cards: Sequence[dict[str, Any]] = ({"id": "t"},),
+    counters: dict[str, float] | None = None,
 ) -> Verdict:
     found = levels(runs, Slo(ttft_s=1, tpot_s=1))
-    return judge(cards, runs, found, (texts,) if texts else (), calibration, Bounds())
+    compared = (texts,) if texts else ()
+    return judge(cards, runs, found, compared, calibration, counters or {}, Bounds())
 
 
 def statuses(found: Verdict) -> dict[str, str]:
@@ -148,8 +150,7 @@ def test_a_draft_that_rested_is_told_from_one_that_was_not_there() -> None:
         "s2d:draft_fallback_total{model_name=other,reason=late}": 2.0,
     }
     off, on = BY_OTHER
-    off = off.model_copy(update={"counters": {}})
-    found = verdict([off, on.model_copy(update={"counters": counters})])
+    found = verdict([off, on], counters=counters)
     gate = next(gate for gate in found.gates if gate.name == "speculation was on and off")
     assert gate.status == "failed"
     assert "in 7 rounds the draft rested" in gate.says

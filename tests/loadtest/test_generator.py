@@ -1,4 +1,4 @@
-"""AIPerf's command, and how a generator is run, watched and ended: with a stand-in for it."""
+"""AIPerf's configuration, and how a generator is run, watched and ended: with a stand-in for it."""
 
 import os
 import re
@@ -9,11 +9,14 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import yaml
 
-from loadtest.generator import GeneratorError, Sample, command, cpu_between, run
+from loadtest.generator import GeneratorError, Sample, configure, cpu_between, run
+from loadtest.options import KEY
 from loadtest.plan import Arm, Cell
 from loadtest.results import ClientCpu
 from tests.loadtest.examples import scenario
@@ -23,29 +26,51 @@ def program(text: str) -> list[str]:
     return [sys.executable, "-c", textwrap.dedent(text)]
 
 
-def words(arm: Arm, folder: Path, **fields: object) -> str:
-    cell = Cell(targets=("t",), traffic="separate", level=2, arm=arm, repeat=1)
-    return " ".join(command(scenario(**fields), cell, "http://x", folder / "cell"))
+def nothing(_: Sample) -> None:
+    pass
 
 
-def test_the_command_of_a_closed_loop(tmp_path: Path) -> None:
-    (tmp_path / "cell").mkdir()
-    off, on = words("off", tmp_path), words("on", tmp_path)
-    assert '"speculation": {"enabled": false, "detailed": true}' in off
-    assert '"speculation": {"enabled": true, "detailed": true}' in on
-    assert "--concurrency 2 --request-count 4 --request-rate 250 --arrival-pattern constant" in on
-    assert "--fixed-schedule" not in on
-    assert "--random-seed 1" in on
-    assert "cancellation" not in on
+def configured(folder: Path, *arms: Arm, **fields: object) -> dict[str, Any]:
+    """What AIPerf is told, key aside."""
+    batch = tuple(
+        Cell(targets=("t",), traffic="separate", level=2, arm=arm, repeat=1) for arm in arms
+    )
+    (folder / "batch").mkdir()
+    words = configure(scenario(**fields), batch, "http://x", folder / "batch")
+    assert words[1:3] == ["profile", "--config"]
+    found: dict[str, Any] = yaml.safe_load(Path(words[3]).read_text("utf-8"))
+    return found
 
 
-def test_the_command_of_a_schedule_with_hang_ups(tmp_path: Path) -> None:
-    (tmp_path / "cell").mkdir()
+def test_pairs_of_a_closed_loop_follow_one_another(tmp_path: Path) -> None:
+    found = configured(tmp_path, "off", "on", warmup_requests=1)
+    assert found["randomSeed"] == 1
+    loop = {"type": "constant", "rate": 250, "concurrency": 2}
+    assert found["benchmark"]["phases"] == [
+        {"name": "warmup", "kind": "warmup", "requests": 1, **loop},
+        {"name": "off-1", "kind": "profiling", "requests": 4, **loop},
+        {"name": "on-1", "kind": "profiling", "requests": 4, **loop},
+    ]
+
+
+def test_a_schedule_with_hang_ups(tmp_path: Path) -> None:
     load = {"kind": "burst", "levels": [2], "bursts": 1, "every_s": 1}
-    found = words("on", tmp_path, load=load, cancel={"share": 0.2, "after_s": 1.5})
-    assert "--fixed-schedule" in found
-    assert "--concurrency" not in found
-    assert "--request-cancellation-rate 20 --request-cancellation-delay 1.5" in found
+    cancel = {"share": 0.2, "after_s": 1.5}
+    found = configured(tmp_path, "on", load=load, cancel=cancel, warmup_requests=0)
+    assert found["benchmark"]["phases"] == [
+        {
+            "name": "on-1",
+            "kind": "profiling",
+            "type": "fixed_schedule",
+            "cancellation": {"rate": 20, "delay": 1.5},
+        }
+    ]
+
+
+def test_a_key_stays_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "secret-word")
+    found = configured(tmp_path, "on")
+    assert found["benchmark"]["endpoint"]["apiKey"] == "${S2D_API_KEY}"
 
 
 def test_its_processor_time_is_seen(tmp_path: Path) -> None:
@@ -58,7 +83,8 @@ def test_its_processor_time_is_seen(tmp_path: Path) -> None:
             pass
     """
     start = time.time()
-    samples = run(program(busy), tmp_path / "log", 60).samples
+    samples: list[Sample] = []
+    run(program(busy), tmp_path / "log", 60, samples.append)
     used = cpu_between(samples, start, time.time())
     assert used is not None
     assert used.cores > 0.2
@@ -79,14 +105,14 @@ def test_processor_time_is_that_of_the_busiest_seconds() -> None:
 
 def test_a_failure_says_the_end_of_what_was_printed(tmp_path: Path) -> None:
     text = "import sys; print('no such model'); sys.exit(3)"
-    failure = run(program(text), tmp_path / "log", 60).failure
+    failure = run(program(text), tmp_path / "log", 60, nothing)
     assert failure is not None
     assert re.search(r"ended with 3; see .*no such model", failure)
 
 
 def test_one_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     with pytest.raises(GeneratorError, match="took over 1 s"):
-        run(program("import time; time.sleep(60)"), tmp_path / "log", 1)
+        run(program("import time; time.sleep(60)"), tmp_path / "log", 1, nothing)
 
 
 def test_ctrl_c_ends_it_and_comes_through(tmp_path: Path) -> None:
@@ -101,7 +127,7 @@ def test_ctrl_c_ends_it_and_comes_through(tmp_path: Path) -> None:
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        run(program(text), log, 60)
+        run(program(text), log, 60, nothing)
     thread.join()
     assert not psutil.pid_exists(int(log.read_text().split()[0]))
 
@@ -117,7 +143,7 @@ def test_ctrl_c_right_after_its_start_ends_it_too(
     before = psutil.Process().children()
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(program("import time; time.sleep(60)"), tmp_path / "log", 60)
+        run(program("import time; time.sleep(60)"), tmp_path / "log", 60, nothing)
     assert psutil.Process().children() == before
 
 

@@ -28,7 +28,7 @@ def report(runs: list[CellResult]) -> Report:
         about=about,
         complete=True,
         runs="4 of 4",
-        verdict=judge(about.models, runs, found, texts, None, what.bounds),
+        verdict=judge(about.models, runs, found, texts, None, {}, what.bounds),
         texts=texts,
         calibration=None,
         levels=found,

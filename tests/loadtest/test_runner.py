@@ -1,16 +1,20 @@
 """A whole load test against the null server, with a stand-in that writes AIPerf's exports."""
 
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from loadtest import cli, generator, machine, output, service
-from loadtest.generator import Finished, GeneratorError
+from loadtest.generator import GeneratorError, Sample
 from loadtest.nullserver import serving
 from loadtest.options import KEY
 from loadtest.prompts import OWN, read_prompts
@@ -23,29 +27,47 @@ UNAVAILABLE = {"code": 503, "type": "Unavailable", "message": "loading"}
 
 
 class FakeAIPerf:
-    """Writes the exports that AIPerf would, and counts how often it was called."""
+    """Writes the exports that AIPerf would, and keeps what it was told."""
 
     def __init__(self) -> None:
-        self.calls: list[str] = []
+        self.calls: list[dict[str, Any]] = []
         self.interrupt_at = -1
         self.interrupt_with = signal.SIGINT
+        self.phases_before = 0
+        """Phases that are over before it is interrupted."""
         self.fails_at: tuple[int, ...] = ()
 
-    def run(self, words: Sequence[str], log: Path, timeout_s: float) -> Finished:
-        if len(self.calls) == self.interrupt_at:
+    def run(
+        self, words: Sequence[str], log: Path, timeout_s: float, look: Callable[[Sample], None]
+    ) -> str | None:
+        is_cut = len(self.calls) == self.interrupt_at
+        fails = len(self.calls) in self.fails_at
+        self.calls.append(yaml.safe_load(Path(words[-1]).read_text("utf-8")))
+        artifacts = log.parent / generator.ARTIFACTS
+        assert not artifacts.exists()
+        names = [phase["name"] for phase in self.calls[-1]["benchmark"]["phases"]]
+        names = names[: self.phases_before] if is_cut else names
+        sent: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        prompt = read_prompts(OWN)[0]
+        last = ""
+        for line in (log.parent / generator.ENTRIES).read_text("utf-8").splitlines():
+            entry = json.loads(line)
+            phase, key = entry["session_id"].split("/")
+            if phase in names:
+                speculation = entry["extra"]["speculation"]["enabled"] and counts([3, 3], [2, 1])
+                request = Planned(key, "null", prompt, 0, None)
+                at_s = 0.1 * len(sent)
+                pair = exported(request, at_s, phase=phase, speculation=speculation or None)
+                if phase != last:
+                    write_exports(artifacts, sent)
+                    look(Sample(at_s, {}))
+                sent.append(failed(pair, 503, UNAVAILABLE) if fails else pair)
+                last = phase
+        write_exports(artifacts, sent)
+        if is_cut:
             os.kill(os.getpid(), self.interrupt_with)
             time.sleep(5)  # the signal comes before
-        self.calls.append(" ".join(words))
-        lines = (log.parent / generator.ENTRIES).read_text("utf-8").splitlines()
-        speculation = counts([3, 3], [2, 1]) if '"enabled": true' in self.calls[-1] else None
-        prompt = read_prompts(OWN)[0]
-        requests = [Planned(f"r{i}", "null", prompt, 0, None) for i in range(len(lines))]
-        sent = [exported(r, 0.1 * i, speculation=speculation) for i, r in enumerate(requests)]
-        fails = len(self.calls) - 1 in self.fails_at
-        if fails:
-            sent = [failed(pair, 503, UNAVAILABLE) for pair in sent]
-        write_exports(log.parent / "aiperf", sent)
-        return Finished([], "all requests failed" if fails else None)
+        return "all requests failed" if fails else None
 
 
 @pytest.fixture
@@ -85,14 +107,15 @@ def test_calibration_texts_and_all_runs(tmp_path: Path, aiperf: FakeAIPerf, url:
     test = load_test(url, tmp_path)
     test.measure()
     report = test.report()
-    assert len(aiperf.calls) == 1 + 4
-    assert url not in aiperf.calls[0]
-    assert all(url in call for call in aiperf.calls[1:])
+    assert len(aiperf.calls) == 1 + 1
+    urls = [call["benchmark"]["endpoint"]["url"] for call in aiperf.calls]
+    assert url not in urls[:1]
+    assert urls[1:] == [url]
     assert report.complete
     assert report.runs == "4 of 4"
     assert [(level.arm, level.speculation.drafted) for level in report.levels] == [
         ("off", 0),
-        ("on", 2 * 6 * 6),  # two repeats of four requests and two of warm-up, not told apart here
+        ("on", 2 * 4 * 6),  # two repeats of four requests
     ]
     assert report.texts[0].prompts == 1
     assert report.calibration is not None
@@ -103,14 +126,15 @@ def test_a_rehearsal_runs_and_does_not_count(tmp_path: Path, aiperf: FakeAIPerf,
     test = load_test(url, tmp_path, rehearse=True)
     test.measure()
     report = test.report()
-    assert len(aiperf.calls) == 1 + 1 + 4
+    assert len(aiperf.calls) == 1 + 1 + 1
     assert (report.complete, report.runs) == (True, "5 of 5")
-    assert [level.requests for level in report.levels] == [{"ok": 12}, {"ok": 12}]
-    assert [level.speculation.drafted for level in report.levels] == [0, 2 * 6 * 6]
+    assert [level.requests for level in report.levels] == [{"ok": 8}, {"ok": 8}]
+    assert [level.speculation.drafted for level in report.levels] == [0, 2 * 4 * 6]
 
 
 def test_what_is_there_is_not_measured_again(tmp_path: Path, aiperf: FakeAIPerf, url: str) -> None:
-    aiperf.interrupt_at = 3
+    """Runs of a batch that were over when it was interrupted are there."""
+    aiperf.interrupt_at, aiperf.phases_before = 1, 3
     test = load_test(url, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         test.measure()
@@ -119,30 +143,69 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path, aiperf: FakeAIPerf,
     assert partial.speedups[0].ratio.repeats == pytest.approx((1.0,))
     aiperf.interrupt_at = -1
     test.measure()
-    assert len(aiperf.calls) == 5
-    assert len(set(aiperf.calls)) == 5
+    phases = [[phase["name"] for phase in call["benchmark"]["phases"]] for call in aiperf.calls[1:]]
+    assert phases == [["warmup", "off-0", "on-0", "off-1", "on-1"], ["warmup", "off-1", "on-1"]]
     assert test.report().complete
+
+
+def test_a_batch_that_was_cut_off_before_any_run_is_done_again(
+    tmp_path: Path, aiperf: FakeAIPerf, url: str
+) -> None:
+    aiperf.interrupt_at, aiperf.phases_before = 1, 1
+    test = load_test(url, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        test.measure()
+    assert test.report().runs == "0 of 4"
+    aiperf.interrupt_at = -1
+    test.measure()
+    assert test.report().complete
+
+
+def test_progress_goes_from_run_to_run(tmp_path: Path, aiperf: FakeAIPerf, url: str) -> None:
+    said: list[tuple[str, int, int]] = []
+    test = replace(load_test(url, tmp_path), say=lambda *words: said.append(words))
+    test.measure()
+    assert [(what, done) for what, done, _ in said] == [
+        ("null server", 0),
+        ("texts on and off", 1),
+        ("null-2-off-0", 2),
+        ("null-2-on-0", 3),
+        ("null-2-off-1", 4),
+        ("null-2-on-1", 5),
+        ("report", 6),
+    ]
+    assert {steps for _, _, steps in said} == {6}
 
 
 def test_runs_in_which_all_fails_are_kept_and_red(
     tmp_path: Path, aiperf: FakeAIPerf, url: str
 ) -> None:
-    aiperf.fails_at = (1, 3)
+    aiperf.fails_at = (1,)
     test = load_test(url, tmp_path)
     test.measure()
     report = test.report()
     assert report.complete
     assert not report.verdict.passed
-    assert report.levels[0].requests == {"5xx": 12}
+    assert report.levels[0].requests == {"5xx": 8}
 
 
-def test_aiperf_that_fails_in_another_way_ends_the_test(
+def test_requests_that_are_missing_end_the_test(
     tmp_path: Path, aiperf: FakeAIPerf, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.loadtest.test_runner.failed", lambda pair, *_: pair)
+    """With what AIPerf said, if it said something; the runs that are whole stay."""
+    write = write_exports
+
+    def without_the_last(folder: Path, lines: list[Any]) -> None:
+        write(folder, [pair for pair in lines if pair[0]["metadata"]["phase_name"] != "on-1"])
+
+    monkeypatch.setattr("tests.loadtest.test_runner.write_exports", without_the_last)
+    test = load_test(url, tmp_path)
+    with pytest.raises(GeneratorError, match="not all requests of on-1"):
+        test.measure()
+    assert test.report().runs == "3 of 4"
     aiperf.fails_at = (2,)
     with pytest.raises(GeneratorError, match="all requests failed"):
-        load_test(url, tmp_path).measure()
+        test.measure()
 
 
 def test_a_folder_is_begun_once(
@@ -177,7 +240,7 @@ def test_resume_goes_on_with_the_same_only(
 ) -> None:
     monkeypatch.setattr(machine, "commit", lambda: "abc")
     with serving(("null",)) as begun, serving((model,)) as url:
-        aiperf.interrupt_at = 3
+        aiperf.interrupt_at, aiperf.phases_before = 1, 2
         with pytest.raises(SystemExit):
             cli.main(["smoke", "--url", begun, "--repeats", "2", "--out", str(tmp_path)])
         aiperf.interrupt_at = -1
@@ -203,13 +266,13 @@ def test_the_key_is_sent_and_not_kept(
     monkeypatch.setenv(KEY, "secret-word")
     with pytest.raises(SystemExit):
         cli.main(["smoke", "--null", "--repeats", "1", "--out", str(tmp_path)])
-    assert all("--api-key secret-word" in call for call in aiperf.calls)
-    kept = [path for path in tmp_path.rglob("*.json") if "secret-word" in path.read_text("utf-8")]
-    assert kept == []
+    assert {call["benchmark"]["endpoint"]["apiKey"] for call in aiperf.calls} == {f"${{{KEY}}}"}
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in files if b"secret-word" in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize(
-    ("stop_at", "by"), [(-1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)]
+    ("stop_at", "by"), [(-1, signal.SIGINT), (1, signal.SIGINT), (1, signal.SIGTERM)]
 )
 def test_the_command_line(
     stop_at: int,
@@ -260,7 +323,7 @@ def test_what_cannot_run_says_why_in_one_line(
     assert "\n" not in said
 
 
-def test_counters_grow_by_run(
+def test_counters_grow_by_batch(
     tmp_path: Path, aiperf: FakeAIPerf, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages = iter([{"a_total{}": float(i)} for i in range(100)])
@@ -268,4 +331,4 @@ def test_counters_grow_by_run(
     test = load_test(url, tmp_path)
     test.measure()
     grown = test.report().counters
-    assert grown["on"]["a_total{}"] >= 2  # two runs, each with a page before and one after
+    assert grown["a_total{}"] >= 2  # a page before, one after, and one for the replicas

@@ -5,7 +5,7 @@ import pytest
 from loadtest.plan import Arm
 from loadtest.results import CellResult, Texts
 from loadtest.scenario import Slo, Traffic
-from loadtest.summary import counters_by_arm, levels, speedups, spread, with_pairs
+from loadtest.summary import added, levels, speedups, spread, with_pairs
 from tests.loadtest.examples import run, undrafted
 
 SLO = Slo(ttft_s=0.15, tpot_s=0.2)
@@ -111,8 +111,6 @@ def test_answers_of_a_pair_are_held_against_each_other() -> None:
     assert (found.pairs_under_load, found.differing_under_load) == (2, 1)
 
 
-def test_counters_of_an_arm_add_up() -> None:
-    on = [run("on", i, counters={"a_total": 2.0}) for i in range(3)]
-    off = [run("off", i, counters={}) for i in range(2)]
-    assert counters_by_arm([*on, *off]) == {"off": {}, "on": {"a_total": 4.0}}
-    assert counters_by_arm([run("on")]) == {}
+def test_counters_add_up() -> None:
+    assert added([{"b": 2.0}, {"a": 1.0, "b": 3.0}, {}]) == {"a": 1.0, "b": 5.0}
+    assert added([]) == {}

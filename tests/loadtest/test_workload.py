@@ -1,6 +1,7 @@
 """The requests of a run."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -9,7 +10,7 @@ import pytest
 
 from loadtest.plan import Cell
 from loadtest.prompts import OWN, read_prompts
-from loadtest.workload import asked_rate, planned, write
+from loadtest.workload import asked_rate, planned, warm_up, write
 from tests.loadtest.examples import scenario
 
 PROMPTS = read_prompts(OWN)
@@ -23,21 +24,33 @@ def cell(arm: str = "on", repeat: int = 0, level: float = 2) -> Cell:
 
 def test_a_pair_sends_the_same_requests_and_repeats_send_others() -> None:
     what = scenario()
-    assert planned(what, cell("off"), PROMPTS) == planned(what, cell("on"), PROMPTS)
+    off, on = planned(what, cell("off"), PROMPTS), planned(what, cell("on"), PROMPTS)
+    assert [replace(request, arm="on") for request in off] == on
+    assert {request.arm for request in off} == {"off"}
     assert planned(what, cell(), PROMPTS) != planned(what, cell(repeat=1), PROMPTS)
 
 
-def test_a_closed_loop_has_its_warm_up_in_front() -> None:
-    requests = planned(scenario(warmup_requests=3), cell(), PROMPTS)
-    assert len(requests) == 7
-    assert len({request.prompt.text for request in requests}) == 7
+def test_a_closed_loop_has_no_rate_and_a_warm_up_for_all_targets() -> None:
+    what = scenario(warmup_requests=3)
+    requests = planned(what, cell(), PROMPTS)
+    assert len(requests) == 4
+    assert len({request.prompt.text for request in requests}) == 4
     assert asked_rate(requests) is None
+    first = warm_up(what, (cell("off"), cell("on")), PROMPTS)
+    assert [(request.target, request.arm) for request in first] == [
+        ("a", "on"), ("b", "on"), ("a", "on"),
+    ]  # fmt: skip
+
+
+def test_a_schedule_has_no_warm_up_of_its_own() -> None:
+    load = {"kind": "burst", "levels": [3], "bursts": 2, "every_s": 10}
+    assert warm_up(scenario(load=load), (cell(),), PROMPTS) == []
 
 
 def test_a_mix_gives_each_target_its_share() -> None:
-    what = scenario(warmup_requests=1, load=scenario().load.model_copy(update={"min_requests": 10}))
+    what = scenario(load=scenario().load.model_copy(update={"min_requests": 10}))
     for repeat in range(5):
-        requests = planned(what, cell(repeat=repeat), PROMPTS)[1:]
+        requests = planned(what, cell(repeat=repeat), PROMPTS)
         assert [sum(r.target == name for r in requests) for name in "ab"] == [8, 2]
 
 
@@ -67,9 +80,21 @@ def test_the_file_is_what_aiperf_reads(tmp_path: Path) -> None:
     load = {"kind": "burst", "levels": [2], "bursts": 2, "every_s": 1.5}
     what = scenario(load=load, max_tokens=9)
     requests = planned(what, cell(), PROMPTS)
-    write(requests, what, tmp_path / "requests.jsonl")
+    write({"on-0": requests}, what, tmp_path / "requests.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
     assert [line["timestamp"] for line in lines] == [0, 0, 1500, 1500]
     assert lines[0]["text"] == requests[0].prompt.text
     assert lines[0]["output_length"] == 9
-    assert lines[0]["extra"] == {"model": requests[0].target, "seed": requests[0].seed}
+    assert lines[0]["session_id"] == "on-0/r0"
+    speculation = {"enabled": True, "detailed": True}
+    of = requests[0]
+    assert lines[0]["extra"] == {"model": of.target, "seed": of.seed, "speculation": speculation}
+
+
+def test_phases_follow_one_another_in_the_file(tmp_path: Path) -> None:
+    off, on = planned(scenario(), cell("off"), PROMPTS), planned(scenario(), cell("on"), PROMPTS)
+    write({"off-0": off, "on-0": on}, scenario(), tmp_path / "requests.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
+    assert [line["session_id"].split("/")[0] for line in lines] == ["off-0"] * 4 + ["on-0"] * 4
+    assert [line["extra"]["speculation"]["enabled"] for line in lines] == [False] * 4 + [True] * 4
+    assert "timestamp" not in lines[0]
