@@ -151,7 +151,7 @@ def _drafted(
     if not all(n["on"] for n in drafted.values()) and (rests := _rests(counters)):
         parts.append(
             f"in {rests:g} rounds the draft rested, as the target is faster alone"
-            " (`s2d doctor` names the usual cause)"
+            " (`s2d doctor` warns of a type that is slow here, `s2d eval` measures the draft)"
         )
     return _gate(name, is_good, "drafted, " + "; ".join(parts))
 
