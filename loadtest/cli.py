@@ -1,7 +1,6 @@
 """The command line."""
 
 import argparse
-import os
 import shlex
 import signal
 import sys
@@ -21,7 +20,7 @@ from loadtest import machine, service
 from loadtest.compare import compare
 from loadtest.generator import GeneratorError
 from loadtest.nullserver import serving
-from loadtest.options import KEY, SMOKE, URL, options_parser
+from loadtest.options import SMOKE, URL, options_parser
 from loadtest.output import write_report
 from loadtest.prompts import OWN, read_prompts
 from loadtest.results import About, Report
@@ -45,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(GREEN)
         before = _resumed(options) if options.resume else None
         url = options.url or (before.url if before else URL)
-        log, key = REPORTS / "service.log", os.environ.get(KEY)
-        with started(options.start, url, log, key) if options.start else nullcontext():
+        log = REPORTS / "service.log"
+        with started(options.start, url, log) if options.start else nullcontext():
             code = _test(options, before, url)
         sys.exit(code)
     except (ScenarioError, service.ServiceError, GeneratorError) as error:
@@ -78,7 +77,7 @@ def _measure(about: About, folder: Path, options: argparse.Namespace) -> int:
     ends_at_s = time.time() + options.minutes * 60 if options.minutes else float("inf")
     prompts = read_prompts(Path(about.prompts))
     with _progress() as say:
-        test = LoadTest(about, folder, prompts, say, os.environ.get(KEY), ends_at_s)
+        test = LoadTest(about, folder, prompts, say, ends_at_s)
         code, ended_by = GREEN, None
         try:
             test.measure()
@@ -102,7 +101,7 @@ def _measure(about: About, folder: Path, options: argparse.Namespace) -> int:
 
 def _new_about(options: argparse.Namespace, url: str) -> About:
     scenario = _scenario(options)
-    with service.connect(url, os.environ.get(KEY)) as client:
+    with service.connect(url) as client:
         cards = service.models(client)
     service.chosen(cards, scenario)  # says at once which target is not there
     prompts = options.prompts or OWN
@@ -146,7 +145,7 @@ def _same_about(before: About, folder: Path, url: str) -> About:
 
     Raises: ScenarioError if they are others.
     """
-    with service.connect(url, os.environ.get(KEY)) as client:
+    with service.connect(url) as client:
         cards = service.models(client)
     if service.identities(cards) != service.identities(before.models):
         raise ScenarioError(f"{url} serves other models than {folder} began with")

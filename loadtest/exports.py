@@ -1,7 +1,8 @@
 """From AIPerf's per-request exports to our requests.
 
-`profile_export.jsonl` has the times, `profile_export_raw.jsonl` (--export-level raw) the status and
-the last chunk: AIPerf keeps of its speculation counts what vLLM sends, and drops rounds and exits.
+`profile_export.jsonl` has the times, `profile_export_raw.jsonl` the status and the last chunk:
+AIPerf keeps of its speculation counts what vLLM sends, and drops rounds and exits. It makes the
+second file at its end, of those in `raw_records`; where it came to no good end, these are there.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from loadtest.results import Request, Speculation, Status
 from loadtest.workload import Planned
 
 TIMES, RAW = "profile_export.jsonl", "profile_export_raw.jsonl"
+RAW_PARTS = "raw_records/*.jsonl"
 
 
 def read_requests(
@@ -30,9 +32,15 @@ def read_requests(
     Raises: GeneratorError if the exports are missing or not as AIPerf 0.13 writes them.
     """
     try:
-        raw = {line["metadata"]["x_request_id"]: line for line in _lines(folder / RAW)}
+        parts = [folder / RAW] if (folder / RAW).exists() else sorted(folder.glob(RAW_PARTS))
+        raw = {line["metadata"]["x_request_id"]: line for part in parts for line in _lines(part)}
         lines = sorted(
-            _lines(folder / TIMES), key=lambda line: line["metadata"]["request_start_ns"]
+            (
+                line
+                for line in _lines(folder / TIMES)
+                if line["metadata"]["x_request_id"] in raw  # else it was written just now
+            ),
+            key=lambda line: line["metadata"]["request_start_ns"],
         )
         return {
             phase: _requests(
@@ -71,9 +79,11 @@ def _requests(
 
 
 def _lines(path: Path) -> Iterator[Any]:
+    """Those that are whole: the last one may have been cut off."""
     with path.open(encoding="utf-8") as file:
         for line in file:
-            yield json.loads(line)
+            if line.endswith("\n"):
+                yield json.loads(line)
 
 
 def _offset_s(line: Any, by_id: Mapping[str, Planned]) -> float | None:

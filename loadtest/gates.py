@@ -6,7 +6,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from loadtest.intervals import percentile
-from loadtest.results import Calibration, CellResult, Gate, LevelResult, Status, Texts, Verdict
+from loadtest.results import (
+    About,
+    Calibration,
+    CellResult,
+    Gate,
+    LevelResult,
+    Status,
+    Texts,
+    Verdict,
+)
 from loadtest.scenario import Bounds
 
 _ERRORS: tuple[Status, ...] = ("429", "5xx", "failed")
@@ -16,25 +25,24 @@ EXACT = "float32"
 
 
 def judge(
-    cards: Sequence[Mapping[str, Any]],
+    about: About,
     runs: Sequence[CellResult],
     levels: Sequence[LevelResult],
     texts: Sequence[Texts],
     calibration: Calibration | None,
     counters: Mapping[str, float],
-    bounds: Bounds,
 ) -> Verdict:
     """All gates over what was measured.
 
     Args:
-        cards: of the targets, as the service lists them.
+        about: the targets as the service lists them, and where a run turns red.
         runs: all that are over.
         levels: what they come to.
         texts: of the targets.
         calibration: what the generator can do.
         counters: what the service's own grew by.
-        bounds: where a run turns red.
     """
+    bounds = about.scenario.bounds
     gates = (
         _schedule_lag(runs, bounds),
         _achieved_rate(runs, bounds),
@@ -42,7 +50,7 @@ def judge(
         _headroom(levels, calibration, bounds),
         _errors(levels, bounds),
         _texts(texts),
-        _drafted(levels, counters, {card["id"] for card in cards if not _has_draft(card)}),
+        _drafted(levels, counters, {card["id"] for card in about.models if not _has_draft(card)}),
     )
     return Verdict(passed=all(gate.status != "failed" for gate in gates), gates=gates)
 

@@ -60,15 +60,15 @@ def configure(scenario: Scenario, batch: Batch, url: str, folder: Path) -> list[
     """
     phases = [_phase(scenario, cell) for cell in batch]
     if scenario.warmup_requests:
-        load = _closed(batch[0].level, scenario.warmup_requests)
+        load = _closed(1 if scenario.is_open else batch[0].level, scenario.warmup_requests)
         phases.insert(0, {"name": WARM_UP, "kind": "warmup", **load})
     endpoint: dict[str, Any] = {
         "url": url, "type": "chat", "streaming": True,
         "useLegacyMaxTokens": True, "useServerTokenCount": True,
         "extra": {"temperature": scenario.temperature},
     }  # fmt: skip
-    if os.environ.get(KEY):
-        endpoint["apiKey"] = f"${{{KEY}}}"
+    if os.environ.get(KEY):  # as apiKey, one of digits alone would be taken for a number
+        endpoint["headers"] = {"Authorization": f"Bearer ${{{KEY}}}"}
     benchmark = {
         "model": batch[0].targets[0],
         "endpoint": endpoint,
@@ -79,8 +79,7 @@ def configure(scenario: Scenario, batch: Batch, url: str, folder: Path) -> list[
         "phases": phases,
         "tokenizer": {"name": str(_tokenizer(folder.parent).absolute())},
         "artifacts": {
-            "dir": str((folder / ARTIFACTS).absolute()),
-            "summary": ["json"], "records": ["jsonl"], "raw": True,
+            "dir": str((folder / ARTIFACTS).absolute()), "raw": True,
         },
         "gpuTelemetry": {"enabled": False},
         "serverMetrics": {"enabled": False},

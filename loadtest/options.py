@@ -28,7 +28,9 @@ def options_parser() -> argparse.ArgumentParser:
     add("--levels", help="clients, rates or sizes, comma-separated, instead of the scenario's")
     add("--repeats", type=int, help="instead of the scenario's")
     add("--max-tokens", type=int, help="instead of the scenario's")
-    add("--minutes", type=float, help="start no run after so many; --resume goes on later")
+    add(
+        "--minutes", type=float, help="start no batch of runs after so many; --resume goes on later"
+    )
     add("--out", type=Path, help="the report's folder (default: loadtest/reports/...)")
     add("--resume", type=Path, metavar="FOLDER", help="go on with what is missing there")
     add("--start", metavar="COMMAND", help="starts a service where none answers; ended at the end")

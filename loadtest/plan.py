@@ -31,7 +31,7 @@ class Cell(BaseModel):
 
     @property
     def name(self) -> str:
-        """A file's name."""
+        """Of its file, and of the folder of a batch that begins with it."""
         who = self.targets[0] if self.traffic == "separate" else self.traffic
         safe = "".join(c if c.isalnum() or c in "-." else "-" for c in who)
         return f"{safe}-{self.level:g}-{self.phase}"
@@ -47,8 +47,8 @@ def plan(scenario: Scenario, targets: Sequence[str]) -> list[Batch]:
 
     What drifts over the hours then meets both arms, and a test that is cut short has measured all
     loads about as often. In a closed loop pairs go in batches: what drifts within minutes meets
-    both arms, too, as nothing lies between them. A schedule has AIPerf's whole file, so each of its
-    runs is a batch.
+    both arms, too, as nothing lies between them. AIPerf draws the same hang-ups for every run of a
+    batch, which then has one pair. A schedule has AIPerf's whole file: each of its runs is a batch.
     """
     groups: list[tuple[Traffic, tuple[str, ...]]] = []
     for traffic in scenario.traffic:
@@ -69,7 +69,8 @@ def plan(scenario: Scenario, targets: Sequence[str]) -> list[Batch]:
         for traffic, group, level in loads
         if scenario.rehearse
     ]
-    step = scenario.load.pairs_per_batch if scenario.load.kind == "closed" else 1
+    load = scenario.load
+    step = load.pairs_per_batch if load.kind == "closed" and not scenario.cancel else 1
     for start in range(0, scenario.repeats, step):
         for traffic, group, level in loads:
             cells = [

@@ -78,7 +78,7 @@ class CellResult(_Value):
 
 
 class Watched(_Value):
-    """What the service said of itself while a batch ran."""
+    """What the service said of itself while a batch ran, to its end or not."""
 
     counters: dict[str, float]
     """What those at /metrics grew by. Empty: it has none."""
@@ -222,6 +222,6 @@ class Report(_Value):
     levels: tuple[LevelResult, ...]
     speedups: tuple[Speedup, ...]
     counters: dict[str, float] = {}
-    """What the service's own counters grew by over all runs. Empty: it has none."""
+    """What the service's own counters grew by over all batches. Empty: it has none."""
     replicas: tuple[tuple[float, dict[str, int]], ...] = ()
     """Seconds from the first sample, replicas of each model that are ready."""

@@ -10,7 +10,7 @@ import httpx
 from pydantic import BaseModel, TypeAdapter
 
 from loadtest import generator, service, summary
-from loadtest.batch import run_batch
+from loadtest.batch import BatchRun
 from loadtest.gates import judge
 from loadtest.nullserver import serving
 from loadtest.plan import Batch, Cell, plan
@@ -35,9 +35,8 @@ class LoadTest:
     folder: Path
     prompts: list[Prompt]
     say: Say
-    api_key: str | None = None
     ends_at_s: float = float("inf")
-    """Unix time after which no run is started."""
+    """Unix time after which no batch of runs is started."""
 
     @property
     def scenario(self) -> Scenario:
@@ -51,7 +50,7 @@ class LoadTest:
 
     def measure(self) -> None:
         """Calibrate, compare texts, then all runs, kept batch by batch; of one that is interrupted,
-        the runs that are over.
+        the runs that are over. Where one of a pair is missing, both are measured again.
         """
         batches = self.batches
         done, steps = 2, 2 + sum(map(len, batches))
@@ -60,7 +59,8 @@ class LoadTest:
         (self.folder / RUNS).mkdir(exist_ok=True)
         with self._client() as client:
             for batch in batches:
-                missing = tuple(cell for cell in batch if not self._kept(cell).exists())
+                repeats = {cell.repeat for cell in batch if not self._kept(cell).exists()}
+                missing = tuple(cell for cell in batch if cell.repeat in repeats)
                 done += len(batch) - len(missing)
                 if not missing:
                     continue
@@ -103,9 +103,7 @@ class LoadTest:
             complete=len(done) == len(cells) and calibration is not None,
             ended_by=ended_by,
             runs=f"{len(done)} of {len(cells)}",
-            verdict=judge(
-                self.about.models, runs, levels, texts, limit, counters, self.scenario.bounds
-            ),
+            verdict=judge(self.about, runs, levels, texts, limit, counters),
             texts=texts,
             calibration=calibration,
             levels=levels,
@@ -129,8 +127,8 @@ class LoadTest:
         cell = Cell(targets=("null",), traffic="separate", level=level, arm="on", repeat=0)
         runs: list[CellResult] = []
         with serving(cell.targets) as url:
-            folder = self.folder / cell.name
-            run_batch(scenario, (cell,), self.prompts, url, folder, runs.append, lambda _: None)
+            alone = BatchRun(scenario, (cell,), self.prompts, url, self.folder / cell.name)
+            alone.measure(runs.append, lambda _: None)
         (run,) = runs
         seconds = summary.duration_s(run)
         ttft = summary.spread(r.ttft_s for r in run.requests)
@@ -153,14 +151,18 @@ class LoadTest:
         return _TEXTS.dump_json(texts, indent=1).decode()
 
     def _run(self, client: httpx.Client, batch: Batch, each_run: Callable[[int], None]) -> None:
-        name = batch[0].name
+        folder = self.folder / batch[0].name
+        run = BatchRun(self.scenario, batch, self.prompts, self.about.url, folder)
         before = service.counters(client)
-        with service.Watch(client) as watch:
-            url, folder = self.about.url, self.folder / name
-            run_batch(self.scenario, batch, self.prompts, url, folder, self._keep, each_run)
-        after = None if before is None else service.counters(client)
-        grown = None if before is None or after is None else service.growth(before, after)
-        _save(Watched(counters=grown or {}, replicas=tuple(watch.seen)), folder / WATCHED)
+        watch = service.Watch(client)
+        try:
+            with watch:
+                run.measure(self._keep, each_run)
+        finally:  # of runs that were over in time, too, where it was cut off
+            after = None if before is None else service.counters(client)
+            grown = {} if before is None or after is None else service.growth(before, after)
+            folder.mkdir(parents=True, exist_ok=True)
+            _save(Watched(counters=grown, replicas=tuple(watch.seen)), folder / WATCHED)
 
     def _keep(self, run: CellResult) -> None:
         _save(run, self._kept(run.cell))
@@ -169,7 +171,7 @@ class LoadTest:
         return self.folder / RUNS / f"{cell.name}.json"
 
     def _client(self) -> httpx.Client:
-        return service.connect(self.about.url, self.api_key)
+        return service.connect(self.about.url)
 
     def _read(self, name: str) -> str | None:
         path = self.folder / name

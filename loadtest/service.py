@@ -3,6 +3,7 @@
 A load generator cannot compare texts between two settings, so those few requests are made here.
 """
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any, Self
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtest.options import KEY
 from loadtest.prompts import Prompt
 from loadtest.results import Texts
 from loadtest.scenario import Scenario
@@ -29,9 +31,9 @@ class ServiceError(RuntimeError):
     """The service does not answer as it should; the message says what to do."""
 
 
-def connect(url: str, api_key: str | None) -> httpx.Client:
+def connect(url: str) -> httpx.Client:
     """A client of the service, with its key if it wants one; the caller closes it."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY)) else {}
     return httpx.Client(base_url=url, headers=headers, timeout=30)
 
 

@@ -17,14 +17,12 @@ _STOP_S = 90.0
 
 
 @contextmanager
-def started(command: str, url: str, log: Path, api_key: str | None = None) -> Iterator[None]:
+def started(command: str, url: str, log: Path) -> Iterator[None]:
     """Run the command while the context lasts, unless something answers at the URL already.
-
-    `api_key`: what the service wants, if it wants one.
 
     Raises: ServiceError if it ends, or is not ready in a quarter of an hour.
     """
-    with connect(url, api_key) as client:
+    with connect(url) as client:
         if _answers(client, "/health"):
             yield
             return
@@ -34,7 +32,7 @@ def started(command: str, url: str, log: Path, api_key: str | None = None) -> It
             shlex.split(command), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            with connect(url, api_key) as client:
+            with connect(url) as client:
                 _wait(process, client, log)
             yield
         finally:

@@ -171,7 +171,7 @@ def _calibration(report: Report) -> Table:
 
 def _counters(report: Report) -> Table:
     rows = tuple((name, f"{grown:g}") for name, grown in report.counters.items())
-    note = "Growth of the counters at /metrics over all runs, off and on, warm-up included."
+    note = "Growth of the counters at /metrics over all batches: off, on and warm-up."
     return Table("The service's own counters", ("counter", "growth"), rows, note)
 
 

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from loadtest.plan import Arm, Cell
-from loadtest.results import CellResult, ClientCpu, Request, Speculation, Status
+from loadtest.prompts import OWN
+from loadtest.results import About, CellResult, ClientCpu, Request, Speculation, Status
 from loadtest.scenario import Scenario
 from loadtest.workload import Planned
 
@@ -19,6 +21,16 @@ def scenario(**fields: Any) -> Scenario:
     return Scenario.model_validate(
         {"description": "an example", "load": load, "repeats": 2, "max_tokens": 8} | fields
     )
+
+
+def about(**fields: Any) -> About:
+    """What was run, on a target named t; `fields` replace what they name."""
+    values: dict[str, Any] = {
+        "scenario_name": "example", "scenario": scenario(), "url": "http://x", "command": "run",
+        "commit": None, "aiperf": None, "started": datetime.now().isoformat(), "machine": {},
+        "models": ({"id": "t"},), "prompts": str(OWN),
+    }  # fmt: skip
+    return About(**values | fields)
 
 
 def counts(drafted: Sequence[int], accepted: Sequence[int]) -> dict[str, Any]:

@@ -68,6 +68,22 @@ def test_requests_go_to_their_phases(tmp_path: Path, requests: list[Planned]) ->
     assert [r.lag_s for r in found["on-0"]] == pytest.approx([0.0, 0.0, 0.0])
 
 
+def test_what_aiperf_left_without_a_good_end_is_read(
+    tmp_path: Path, requests: list[Planned]
+) -> None:
+    """Raw records in parts, the last lines cut off or not yet in both files."""
+    write_exports(tmp_path, [exported(request, 0.1) for request in requests[:4]])
+    (tmp_path / "raw_records").mkdir()
+    *whole, last = (tmp_path / "profile_export_raw.jsonl").read_text("utf-8").splitlines(True)
+    (tmp_path / "raw_records" / "a.jsonl").write_text(whole[0], "utf-8")
+    (tmp_path / "raw_records" / "b.jsonl").write_text("".join(whole[1:]) + last[:50], "utf-8")
+    (tmp_path / "profile_export_raw.jsonl").unlink()
+    with (tmp_path / "profile_export.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"metadata": {"x_requ')
+    found = read_requests(tmp_path, {"on-0": requests})["on-0"]
+    assert [request.key for request in found] == ["r0", "r1", "r2"]
+
+
 def test_errors_are_told_apart(tmp_path: Path, requests: list[Planned]) -> None:
     sent = [exported(request, 0.1 * i) for i, request in enumerate(requests)]
     gone = {"code": 499, "type": "RequestCancellationError", "message": "hung up"}

@@ -17,9 +17,9 @@ from loadtest.results import (
     Texts,
     Verdict,
 )
-from loadtest.scenario import Bounds, Slo
+from loadtest.scenario import Slo
 from loadtest.summary import levels
-from tests.loadtest.examples import run
+from tests.loadtest.examples import about, run
 
 TEXTS = Texts(target="t", dtype="float32", prompts=4, differing=0)
 ARMS: tuple[Arm, ...] = ("off", "on")
@@ -51,7 +51,7 @@ def verdict(
 ) -> Verdict:
     found = levels(runs, Slo(ttft_s=1, tpot_s=1))
     compared = (texts,) if texts else ()
-    return judge(cards, runs, found, compared, calibration, counters or {}, Bounds())
+    return judge(about(models=tuple(cards)), runs, found, compared, calibration, counters or {})
 
 
 def statuses(found: Verdict) -> dict[str, str]:

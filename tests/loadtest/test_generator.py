@@ -16,9 +16,10 @@ import pytest
 import yaml
 
 from loadtest.generator import GeneratorError, Sample, configure, cpu_between, run
-from loadtest.options import KEY
-from loadtest.plan import Arm, Cell
+from loadtest.options import KEY, SCENARIOS
+from loadtest.plan import Arm, Cell, plan
 from loadtest.results import ClientCpu
+from loadtest.scenario import load_scenario
 from tests.loadtest.examples import scenario
 
 
@@ -70,7 +71,22 @@ def test_a_schedule_with_hang_ups(tmp_path: Path) -> None:
 def test_a_key_stays_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, "secret-word")
     found = configured(tmp_path, "on")
-    assert found["benchmark"]["endpoint"]["apiKey"] == "${S2D_API_KEY}"
+    headers = found["benchmark"]["endpoint"]["headers"]
+    assert headers == {"Authorization": "Bearer ${S2D_API_KEY}"}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCENARIOS.glob("*.yaml")))
+def test_every_scenario_has_clients_for_its_warm_up(name: str, tmp_path: Path) -> None:
+    """A rate of less than one arrival per second, too."""
+    what = load_scenario(name)
+    assert what.warmup_requests
+    for batch in plan(what, ["t"]):
+        folder = tmp_path / batch[0].name
+        folder.mkdir()
+        words = configure(what, batch, "http://x", folder)
+        phases = yaml.safe_load(Path(words[-1]).read_text("utf-8"))["benchmark"]["phases"]
+        assert phases[0]["concurrency"] >= 1
+        assert [phase["name"] for phase in phases[1:]] == [cell.phase for cell in batch]
 
 
 def test_its_processor_time_is_seen(tmp_path: Path) -> None:

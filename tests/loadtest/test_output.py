@@ -1,7 +1,6 @@
 """The report's files."""
 
 import re
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -10,25 +9,21 @@ from loadtest.compare import compare
 from loadtest.gates import judge
 from loadtest.output import markdown, write_report
 from loadtest.plan import Arm
-from loadtest.results import About, CellResult, Report, Texts
+from loadtest.results import CellResult, Report, Texts
 from loadtest.summary import levels, speedups
-from tests.loadtest.examples import run, scenario, undrafted
+from tests.loadtest.examples import about, run, scenario, undrafted
 
 
 def report(runs: list[CellResult]) -> Report:
     what = scenario(description="a < b | c")
     found = tuple(levels(runs, what.slo))
     texts = (Texts(target="t", dtype="float32", prompts=2, differing=0),)
-    about = About(
-        scenario_name="example", scenario=what, url="http://x", command="run.py smoke",
-        commit="abc", aiperf="0.13.0", started=datetime.now().isoformat(),
-        machine={"cpu": "any"}, models=({"id": "t"},), prompts="/far/away/prompts.jsonl",
-    )  # fmt: skip
+    made = about(scenario=what, machine={"cpu": "any"}, prompts="/far/away/prompts.jsonl")
     return Report(
-        about=about,
+        about=made,
         complete=True,
         runs="4 of 4",
-        verdict=judge(about.models, runs, found, texts, None, {}, what.bounds),
+        verdict=judge(made, runs, found, texts, None, {}),
         texts=texts,
         calibration=None,
         levels=found,
@@ -129,8 +124,8 @@ def test_compare_says_what_is_not_the_same() -> None:
         ({"max_tokens": 99}, "Not the same in both: max_tokens (8; 99)."),
         ({"load": {"kind": "burst", "levels": [2], "bursts": 1, "every_s": 1}}, "do not compare"),
     ):
-        about = second.about.model_copy(update={"scenario": scenario(**fields)})
-        assert says in compare(first, second.model_copy(update={"about": about}))
+        other = second.about.model_copy(update={"scenario": scenario(**fields)})
+        assert says in compare(first, second.model_copy(update={"about": other}))
 
 
 def test_a_test_that_an_error_ended_is_not_green() -> None:

@@ -22,6 +22,14 @@ def test_off_and_on_take_turns_in_batches_of_pairs() -> None:
     assert len({cell.name for cell in cells}) == len(cells) == 24
 
 
+def test_hang_ups_are_drawn_anew_for_each_pair() -> None:
+    cancel = {"share": 0.5, "after_s": 1}
+    batches = plan(scenario(load=LOAD, repeats=2, cancel=cancel), ["a"])
+    assert [[cell.phase for cell in batch] for batch in batches[::2]] == [
+        ["off-0", "on-0"], ["off-1", "on-1"],
+    ]  # fmt: skip
+
+
 def test_each_run_on_a_schedule_is_a_batch() -> None:
     load = {"kind": "poisson", "levels": [0.5], "duration_s": 1}
     batches = plan(scenario(load=load, repeats=2), ["a"])
@@ -50,6 +58,6 @@ def test_mixed_traffic_has_all_targets_in_one_run() -> None:
     assert shares(cells[2]) == pytest.approx([0.8, 0.1, 0.1])
 
 
-def test_a_name_is_a_folder_of_its_own() -> None:
+def test_a_name_is_fit_for_a_folder() -> None:
     cell = Cell(targets=("org/model:7b",), traffic="separate", level=0.5, arm="on", repeat=0)
     assert "/" not in cell.name

@@ -5,8 +5,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from loadtest.generator import GeneratorError, Sample
 from loadtest.nullserver import serving
 from loadtest.options import KEY
 from loadtest.prompts import OWN, read_prompts
-from loadtest.results import About, Report
+from loadtest.results import Report
 from loadtest.runner import LoadTest
 from loadtest.workload import Planned
-from tests.loadtest.examples import counts, exported, failed, scenario, write_exports
+from tests.loadtest.examples import about, counts, exported, failed, scenario, write_exports
 
 UNAVAILABLE = {"code": 503, "type": "Unavailable", "message": "loading"}
 
@@ -36,6 +36,11 @@ class FakeAIPerf:
         self.phases_before = 0
         """Phases that are over before it is interrupted."""
         self.fails_at: tuple[int, ...] = ()
+
+    @property
+    def phases(self) -> list[list[str]]:
+        """Of each call after the calibration's, without warm-up."""
+        return [[p["name"] for p in c["benchmark"]["phases"][1:]] for c in self.calls[1:]]
 
     def run(
         self, words: Sequence[str], log: Path, timeout_s: float, look: Callable[[Sample], None]
@@ -94,13 +99,9 @@ def url() -> Iterator[str]:
 def load_test(
     url: str, folder: Path, ends_at_s: float = float("inf"), rehearse: bool = False
 ) -> LoadTest:
-    about = About(
-        scenario_name="example", scenario=scenario(text_prompts=1, rehearse=rehearse),
-        url=url, command="run",
-        commit=None, aiperf=None, started=datetime.now().isoformat(), machine={},
-        models=({"id": "null"},), prompts=str(OWN),
-    )  # fmt: skip
-    return LoadTest(about, folder, read_prompts(OWN), lambda *_: None, ends_at_s=ends_at_s)
+    what = scenario(text_prompts=1, rehearse=rehearse)
+    made = about(scenario=what, url=url, models=({"id": "null"},))
+    return LoadTest(made, folder, read_prompts(OWN), lambda *_: None, ends_at_s=ends_at_s)
 
 
 def test_calibration_texts_and_all_runs(tmp_path: Path, aiperf: FakeAIPerf, url: str) -> None:
@@ -143,9 +144,22 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path, aiperf: FakeAIPerf,
     assert partial.speedups[0].ratio.repeats == pytest.approx((1.0,))
     aiperf.interrupt_at = -1
     test.measure()
-    phases = [[phase["name"] for phase in call["benchmark"]["phases"]] for call in aiperf.calls[1:]]
-    assert phases == [["warmup", "off-0", "on-0", "off-1", "on-1"], ["warmup", "off-1", "on-1"]]
+    assert aiperf.phases == [["off-0", "on-0", "off-1", "on-1"], ["off-1", "on-1"]]
     assert test.report().complete
+
+
+def test_a_pair_of_which_one_run_is_there_is_measured_again(
+    tmp_path: Path, aiperf: FakeAIPerf, url: str
+) -> None:
+    """Its two runs would lie far apart."""
+    aiperf.interrupt_at, aiperf.phases_before = 1, 4
+    test = load_test(url, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        test.measure()
+    assert test.report().runs == "3 of 4"
+    aiperf.interrupt_at = -1
+    test.measure()
+    assert aiperf.phases == [["off-0", "on-0", "off-1", "on-1"], ["off-1", "on-1"]]
 
 
 def test_a_batch_that_was_cut_off_before_any_run_is_done_again(
@@ -266,7 +280,9 @@ def test_the_key_is_sent_and_not_kept(
     monkeypatch.setenv(KEY, "secret-word")
     with pytest.raises(SystemExit):
         cli.main(["smoke", "--null", "--repeats", "1", "--out", str(tmp_path)])
-    assert {call["benchmark"]["endpoint"]["apiKey"] for call in aiperf.calls} == {f"${{{KEY}}}"}
+    for call in aiperf.calls:
+        headers = call["benchmark"]["endpoint"]["headers"]
+        assert headers == {"Authorization": f"Bearer ${{{KEY}}}"}
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path for path in files if b"secret-word" in path.read_bytes()] == []
 
@@ -323,12 +339,18 @@ def test_what_cannot_run_says_why_in_one_line(
     assert "\n" not in said
 
 
+@pytest.mark.parametrize("is_cut", [False, True])
 def test_counters_grow_by_batch(
-    tmp_path: Path, aiperf: FakeAIPerf, url: str, monkeypatch: pytest.MonkeyPatch
+    is_cut: bool, tmp_path: Path, aiperf: FakeAIPerf, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pages = iter([{"a_total{}": float(i)} for i in range(100)])
-    monkeypatch.setattr(service, "scrape", lambda _: (next(pages), {}))
+    """Of one that was interrupted, too: its runs that were over count."""
+    pages = iter([1.0, 3.5])
+    monkeypatch.setattr(service, "counters", lambda _: {"a_total{}": next(pages)})
+    monkeypatch.setattr(service, "scrape", lambda _: ({}, {"t": 2}))
+    if is_cut:
+        aiperf.interrupt_at, aiperf.phases_before = 1, 3
     test = load_test(url, tmp_path)
-    test.measure()
-    grown = test.report().counters
-    assert grown["a_total{}"] >= 2  # a page before, one after, and one for the replicas
+    with pytest.raises(KeyboardInterrupt) if is_cut else nullcontext():
+        test.measure()
+    assert test.report().counters == {"a_total{}": 2.5}
+    assert test.report().replicas[0] == (0.0, {"t": 2})
