@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -30,10 +30,9 @@ class BatchRun:
     url: str
     folder: Path
     """Is made; takes the requests and what AIPerf writes."""
-    _samples: list[generator.Sample] = field(default_factory=list)
 
     @cached_property
-    def phases(self) -> Mapping[str, Sequence[workload.Planned]]:
+    def _phases(self) -> Mapping[str, Sequence[workload.Planned]]:
         """The requests of each run."""
         return {
             cell.phase: workload.planned(self.scenario, cell, self.prompts) for cell in self.batch
@@ -51,13 +50,15 @@ class BatchRun:
         """
         words = self._prepare()
         num_warm_up = self.scenario.warmup_requests
-        ends = list(accumulate(map(len, self.phases.values()), initial=num_warm_up))[1:-1]
+        counts = map(len, self._phases.values())
+        ends = list(accumulate(counts, initial=num_warm_up))[1:-1]  # of all runs but the last
+        samples: list[generator.Sample] = []
         under_way = 0
         each_run(under_way)
 
         def look(sample: generator.Sample) -> None:
             nonlocal under_way
-            self._samples.append(sample)
+            samples.append(sample)
             over = exports.num_over(self._artifacts)
             now = sum(end <= over for end in ends)
             if now > under_way:
@@ -69,10 +70,10 @@ class BatchRun:
             failure = generator.run(words, self.folder / "aiperf.log", timeout_s, look)
         except (KeyboardInterrupt, generator.GeneratorError):
             with suppress(generator.GeneratorError):
-                self._keep_whole(keep)
+                self._keep_whole(keep, samples)
             raise
         try:
-            missing = self._keep_whole(keep)
+            missing = self._keep_whole(keep, samples)
         except generator.GeneratorError as error:
             raise generator.GeneratorError(failure or str(error)) from None
         if missing:
@@ -88,20 +89,18 @@ class BatchRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._artifacts, ignore_errors=True)
         warm_up = workload.warm_up(self.scenario, self.batch, self.prompts)
-        phases = {generator.WARM_UP: warm_up, **self.phases}
+        phases = {generator.WARM_UP: warm_up, **self._phases}
         workload.write(phases, self.scenario, self.folder / generator.ENTRIES)
         return generator.configure(self.scenario, self.batch, self.url, self.folder)
 
-    def _keep_whole(self, keep: Keep) -> list[str]:
+    def _keep_whole(self, keep: Keep, samples: Sequence[generator.Sample]) -> list[str]:
         """The phases that are not whole."""
-        over = exports.read_requests(self._artifacts, self.phases)
+        over = exports.read_requests(self._artifacts, self._phases)
         times_s = [s for done in over.values() for r in done for s in (r.start_s, r.end_s)]
-        cpu = None
-        if times_s:
-            cpu = generator.cpu_between(self._samples, min(times_s), max(times_s))
+        cpu = generator.cpu_between(samples, min(times_s), max(times_s)) if times_s else None
         missing = []
         for cell in self.batch:
-            planned, done = self.phases[cell.phase], over[cell.phase]
+            planned, done = self._phases[cell.phase], over[cell.phase]
             if len(done) < len(planned):
                 missing.append(cell.phase)
             else:

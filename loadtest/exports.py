@@ -14,7 +14,7 @@ from typing import Any
 
 from loadtest.generator import GeneratorError
 from loadtest.results import Request, Speculation, Status
-from loadtest.workload import Planned
+from loadtest.workload import Planned, by_id
 
 TIMES, RAW = "profile_export.jsonl", "profile_export_raw.jsonl"
 RAW_PARTS = "raw_records/*.jsonl"
@@ -46,7 +46,7 @@ def read_requests(
             phase: _requests(
                 [line for line in lines if line["metadata"]["phase_name"] == phase],
                 raw,
-                {f"{phase}/{request.key}": request for request in planned},
+                by_id(phase, planned),
             )
             for phase, planned in phases.items()
         }
@@ -63,15 +63,15 @@ def num_over(folder: Path) -> int:
 
 
 def _requests(
-    lines: Sequence[Any], raw: Mapping[str, Any], by_id: Mapping[str, Planned]
+    lines: Sequence[Any], raw: Mapping[str, Any], planned: Mapping[str, Planned]
 ) -> list[Request]:
-    offsets = [_offset_s(line, by_id) for line in lines]
+    offsets = [_offset_s(line, planned) for line in lines]
     least = min((o for o in offsets if o is not None), default=0.0)
     return [
         _request(
             line,
             raw[line["metadata"]["x_request_id"]],
-            by_id[line["metadata"]["conversation_id"]],
+            planned[line["metadata"]["conversation_id"]],
             None if offset is None else offset - least,
         )
         for line, offset in zip(lines, offsets, strict=True)
@@ -86,10 +86,10 @@ def _lines(path: Path) -> Iterator[Any]:
                 yield json.loads(line)
 
 
-def _offset_s(line: Any, by_id: Mapping[str, Planned]) -> float | None:
+def _offset_s(line: Any, planned: Mapping[str, Planned]) -> float | None:
     """Seconds between the schedule's zero, wherever that was, and where this one puts it."""
     meta = line["metadata"]
-    scheduled_s = by_id[meta["conversation_id"]].scheduled_s
+    scheduled_s = planned[meta["conversation_id"]].scheduled_s
     return None if scheduled_s is None else meta["request_start_ns"] / 1e9 - scheduled_s
 
 

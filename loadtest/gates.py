@@ -166,8 +166,8 @@ def _drafted(
 
 def _rests(counters: Mapping[str, float]) -> float:
     """Rounds that the service itself chose to run without its draft, speculation on."""
-    found = counters.items()
-    return sum(n for name, n in found if name.startswith(_FALLBACKS) and _REST in name)
+    names = (name for name in counters if name.startswith(_FALLBACKS) and _REST in name)
+    return sum(counters[name] for name in names)
 
 
 def _has_draft(card: Mapping[str, Any]) -> bool:

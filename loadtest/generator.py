@@ -78,9 +78,7 @@ def configure(scenario: Scenario, batch: Batch, url: str, folder: Path) -> list[
         },
         "phases": phases,
         "tokenizer": {"name": str(_tokenizer(folder.parent).absolute())},
-        "artifacts": {
-            "dir": str((folder / ARTIFACTS).absolute()), "raw": True,
-        },
+        "artifacts": {"dir": str((folder / ARTIFACTS).absolute()), "raw": True},
         "gpuTelemetry": {"enabled": False},
         "serverMetrics": {"enabled": False},
         "runtime": {"ui": "none", "workers": 1, "recordProcessors": 1},
@@ -105,8 +103,12 @@ def _phase(scenario: Scenario, cell: Cell) -> dict[str, Any]:
 
 
 def _closed(level: float, requests: int) -> dict[str, Any]:
-    loop = {"type": "constant", "rate": _TRIES_PER_S, "concurrency": round(level)}
-    return loop | {"requests": requests}
+    return {
+        "type": "constant",
+        "rate": _TRIES_PER_S,
+        "concurrency": round(level),
+        "requests": requests,
+    }
 
 
 def run(

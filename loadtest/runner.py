@@ -57,7 +57,7 @@ class LoadTest:
         self._once(CALIBRATION, self._calibrate, "null server", 0, steps)
         self._once(TEXTS, self._compare, "texts on and off", 1, steps)
         (self.folder / RUNS).mkdir(exist_ok=True)
-        with self._client() as client:
+        with service.connect(self.about.url) as client:
             for batch in batches:
                 repeats = {cell.repeat for cell in batch if not self._kept(cell).exists()}
                 missing = tuple(cell for cell in batch if cell.repeat in repeats)
@@ -146,7 +146,7 @@ class LoadTest:
         sample = draw(self.prompts, self.scenario.text_prompts, f"{self.scenario.seed}/texts")
         chosen = service.chosen(self.about.models, self.scenario)
         cards = [card for card in self.about.models if card["id"] in chosen]
-        with self._client() as client:
+        with service.connect(self.about.url) as client:
             texts = [service.compare_texts(client, self.scenario, card, sample) for card in cards]
         return _TEXTS.dump_json(texts, indent=1).decode()
 
@@ -169,9 +169,6 @@ class LoadTest:
 
     def _kept(self, cell: Cell) -> Path:
         return self.folder / RUNS / f"{cell.name}.json"
-
-    def _client(self) -> httpx.Client:
-        return service.connect(self.about.url)
 
     def _read(self, name: str) -> str | None:
         path = self.folder / name

@@ -84,15 +84,20 @@ def asked_rate(requests: Sequence[Planned]) -> float | None:
     return (len(times) - 1) / length if length else None
 
 
+def by_id(phase: str, requests: Sequence[Planned]) -> dict[str, Planned]:
+    """The requests of a phase by the id that AIPerf knows them by."""
+    return {f"{phase}/{request.key}": request for request in requests}
+
+
 def write(phases: Mapping[str, Sequence[Planned]], scenario: Scenario, path: Path) -> None:
     """The file: a JSON line per request of each phase in order, in AIPerf's single-turn format."""
     with path.open("w", encoding="utf-8") as file:
         for phase, requests in phases.items():
-            for request in requests:
+            for session_id, request in by_id(phase, requests).items():
                 # both arms write the same chunks
                 speculation = {"enabled": request.arm == "on", "detailed": True}
                 line = {
-                    "session_id": f"{phase}/{request.key}",
+                    "session_id": session_id,
                     "text": request.prompt.text,
                     "output_length": scenario.max_tokens,
                     "extra": {

@@ -32,7 +32,7 @@ def nothing(_: Sample) -> None:
 
 
 def configured(folder: Path, *arms: Arm, **fields: object) -> dict[str, Any]:
-    """What AIPerf is told, key aside."""
+    """What AIPerf is told."""
     batch = tuple(
         Cell(targets=("t",), traffic="separate", level=2, arm=arm, repeat=1) for arm in arms
     )

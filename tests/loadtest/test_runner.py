@@ -133,45 +133,37 @@ def test_a_rehearsal_runs_and_does_not_count(tmp_path: Path, aiperf: FakeAIPerf,
     assert [level.speculation.drafted for level in report.levels] == [0, 2 * 4 * 6]
 
 
-def test_what_is_there_is_not_measured_again(tmp_path: Path, aiperf: FakeAIPerf, url: str) -> None:
-    """Runs of a batch that were over when it was interrupted are there."""
-    aiperf.interrupt_at, aiperf.phases_before = 1, 3
+ALL = ["off-0", "on-0", "off-1", "on-1"]
+
+
+@pytest.mark.parametrize(
+    ("phases_before", "kept", "pairs", "again"),
+    [
+        (1, "0 of 4", [], ALL),  # the warm-up
+        (3, "2 of 4", [(1.0,)], ["off-1", "on-1"]),
+        (4, "3 of 4", [(1.0,)], ["off-1", "on-1"]),  # the two of a pair would lie far apart
+    ],
+)
+def test_what_is_there_is_not_measured_again(
+    phases_before: int,
+    kept: str,
+    pairs: list[tuple[float, ...]],
+    again: list[str],
+    tmp_path: Path,
+    aiperf: FakeAIPerf,
+    url: str,
+) -> None:
+    """Pairs of a batch that were over when it was interrupted are there."""
+    aiperf.interrupt_at, aiperf.phases_before = 1, phases_before
     test = load_test(url, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         test.measure()
     partial = test.report()
-    assert (partial.complete, partial.runs) == (False, "2 of 4")
-    assert partial.speedups[0].ratio.repeats == pytest.approx((1.0,))
+    assert (partial.complete, partial.runs) == (False, kept)
+    assert [s.ratio.repeats for s in partial.speedups] == [pytest.approx(pair) for pair in pairs]
     aiperf.interrupt_at = -1
     test.measure()
-    assert aiperf.phases == [["off-0", "on-0", "off-1", "on-1"], ["off-1", "on-1"]]
-    assert test.report().complete
-
-
-def test_a_pair_of_which_one_run_is_there_is_measured_again(
-    tmp_path: Path, aiperf: FakeAIPerf, url: str
-) -> None:
-    """Its two runs would lie far apart."""
-    aiperf.interrupt_at, aiperf.phases_before = 1, 4
-    test = load_test(url, tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        test.measure()
-    assert test.report().runs == "3 of 4"
-    aiperf.interrupt_at = -1
-    test.measure()
-    assert aiperf.phases == [["off-0", "on-0", "off-1", "on-1"], ["off-1", "on-1"]]
-
-
-def test_a_batch_that_was_cut_off_before_any_run_is_done_again(
-    tmp_path: Path, aiperf: FakeAIPerf, url: str
-) -> None:
-    aiperf.interrupt_at, aiperf.phases_before = 1, 1
-    test = load_test(url, tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        test.measure()
-    assert test.report().runs == "0 of 4"
-    aiperf.interrupt_at = -1
-    test.measure()
+    assert aiperf.phases == [ALL, again]
     assert test.report().complete
 
 
