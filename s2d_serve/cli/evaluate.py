@@ -19,7 +19,7 @@ from s2d_serve.engine.checkpoint import (
     load_checkpoint,
     load_tokenizer,
     same_vocabulary,
-    set_threads,
+    set_up_torch,
 )
 from s2d_serve.engine.draft import SortedDraft
 from s2d_serve.engine.drafter import Drafter
@@ -195,7 +195,7 @@ def _last_exit(
 
 
 def _transformers_arms(settings: TargetConfig, draft: DraftConfig) -> dict[str, Arm]:
-    set_threads(settings)
+    set_up_torch(settings)
     with NOTES.status("loading the models for transformers"):
         model = load_checkpoint(_plain(settings, settings)).model
         assistant = load_checkpoint(_plain(draft, settings)).model

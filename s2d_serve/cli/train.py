@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from s2d_serve.cli.output import NOTES
 from s2d_serve.config import AppConfig
-from s2d_serve.engine.checkpoint import load_checkpoint, set_threads
+from s2d_serve.engine.checkpoint import load_checkpoint, set_up_torch
 from s2d_serve.engine.sources import resolve
 from s2d_serve.errors import ConfigError
 from s2d_serve.training.card import CARD, Origin, write_card
@@ -36,7 +36,7 @@ def train(
         raise ConfigError("the deployment file has no draft: its `source` is what is trained")
     source = config.draft.model_copy(update={"dtype": "float32", "trained": None})
     resolve(source)  # it shows its own progress
-    set_threads(source)
+    set_up_torch(source)
     with NOTES.status("loading the base"):
         base = load_checkpoint(source)
     texts = read_all(rows, vocabulary_sha256(base.tokenizer))

@@ -6,7 +6,7 @@ from torch import nn
 
 from s2d_serve.config import DraftConfig, SpeculationConfig, TargetConfig
 from s2d_serve.engine.cache import ATTENTION
-from s2d_serve.engine.checkpoint import Checkpoint, load_checkpoint, set_threads
+from s2d_serve.engine.checkpoint import Checkpoint, load_checkpoint, set_up_torch
 from s2d_serve.engine.draft import SortedDraft
 from s2d_serve.engine.drafter import Drafter
 from s2d_serve.engine.heads import Translator
@@ -55,7 +55,7 @@ def load_follower(config: TargetConfig, group: ShardGroup) -> Trunk:
 
 
 def _load_part(config: TargetConfig, group: ShardGroup | None) -> Checkpoint:
-    set_threads(config)
+    set_up_torch(config)
     checkpoint = load_checkpoint(
         config,
         max_context=config.max_context,
@@ -75,7 +75,7 @@ def load_drafter(
     Raises:
         ConfigError: exits or layers that the checkpoint does not have.
     """
-    set_threads(config)
+    set_up_torch(config)
     checkpoint = load_checkpoint(config, max_context=config.max_context, attention=ATTENTION)
     trained = None if config.trained is None else load_trained(config.trained)
     if trained is not None and trained.shape.base_digest != checkpoint.digest:

