@@ -120,8 +120,9 @@ class DraftConfig(ModelConfig):
     trained: LocalPath | None = None
     """Folder that `s2d train` wrote for this source: exits, their heads, draftable ids."""
     quantization: Literal["none", "int8", "int4"] = "none"
-    """Of the weights that draft steps use: smaller ones are read faster. The whole ones stay in
-    memory beside them, to read prompts with. CPU only.
+    """Of the weights: smaller ones are read faster. int4 is for few tokens, as draft steps have
+    them; for many, such as prompts, other weights stay beside it (int8, or whole ones where the CPU
+    multiplies bfloat16). CPU only.
     """
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Which layers of the checkpoint the draft keeps, increasing; None keeps all."""

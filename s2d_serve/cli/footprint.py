@@ -26,6 +26,8 @@ from s2d_serve.engine.linears import GROUP_SIZE, INT4_ROWS, Quantization
 from s2d_serve.engine.trained import TrainedDraft, load_trained
 from s2d_serve.errors import S2DError
 
+INT8_ROW_BYTES = 16
+"""Beside a row of int8 weights: its step, its zero and its sum."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 MIB = 1024**2
@@ -214,16 +216,16 @@ class _Layout:
         return self.is_on_cpu and self.value_bytes == DTYPE_BYTES["float32"]
 
     def linear_bytes(self, rows: int, columns: int) -> int:
-        """The weights of a linear layer, [rows, columns], as `prepare` leaves them: rounded ones
-        beside the whole ones.
-        """
-        whole = rows * columns * DTYPE_BYTES[cpu.fastest_dtype()]
+        """The weights of a linear layer, [rows, columns], as `prepare` leaves them."""
+        int8 = rows * (columns + INT8_ROW_BYTES)
         if self.quantization == "int8":
-            return whole + rows * (columns + self.value_bytes)
+            return int8
         if self.quantization == "int4" and columns % GROUP_SIZE == 0:
+            whole = rows * columns * DTYPE_BYTES["bfloat16"]
+            many = whole if cpu.has_bfloat16() else int8
             rows += -rows % INT4_ROWS
             scales = 2 * rows * (columns // GROUP_SIZE)
-            return whole + rows * columns // 2 + scales * self.value_bytes
+            return many + rows * columns // 2 + scales * self.value_bytes
         return rows * columns * self.value_bytes
 
 

@@ -7,19 +7,24 @@ two to three times one over a single token on CPUs without AVX-512, and verifyin
 several, whose sums round differently, so that a near-tie could end one way with speculation and
 another without. On CPUs with AVX512-BF16 rows are equal from two on, which take no longer than one.
 
-*int4* and *int8* weights for a draft: a draft step reads all weights for one token, and smaller
-weights are faster ones. What rounding does to the draft's tokens costs acceptance only, never text.
-Activations are bfloat16 inside, whatever the model's type: torch has vector code for no other (576
-to 1536, int4, one token, AVX2, 2 cores: 0.15 ms, in float32 1.20). Those kernels take a token after
-the other, so that passes over many tokens, such as prompts, run over the whole weights, kept beside
-the rounded ones (896 to 4864, 64 tokens, 2 cores with AMX: int4 3.2 ms, bfloat16 0.5; with AVX2
-6.0, float32 2.6).
+*int4* and *int8* weights are for a draft: a step reads all weights for one token, and smaller ones
+are faster. What rounding does to the draft's tokens costs acceptance only, never text.
 
-The kernels are torch's own, underscore and all: torchao 0.18 has no int4 for CPUs any more, and its
-weight-only int8 is slower here than bfloat16.
+int4 takes activations in bfloat16, whatever the model's type: torch has vector code for no other
+(576 to 1536, one token, AVX2, 2 cores: 0.15 ms, in float32 1.20). Its kernel takes a token after
+the other, so that passes over many tokens, such as prompts, run over other weights, kept beside it:
+whole ones where the CPU multiplies bfloat16 (896 to 4864, 64 tokens, 2 cores with AMX: int4 3.2 ms,
+bfloat16 0.5), else int8.
+
+int8 rounds activations as well, and multiplies integers (896 to 4864, AVX2, 2 cores, in ms: 1 token
+0.27, 8 0.33, 64 1.8; int4 0.33, 0.92, 7.3; float32 0.92, 1.3, 4.4). It needs more small operations
+around it: steps of SmolLM2-135M for one sequence are slower with it than with int4 (38 and 31 ms).
+
+The kernels are torch's own, underscore and all: torchao 0.18 has no int4 for CPUs any more.
 """
 
 import ctypes
+import warnings
 from collections.abc import Iterable
 from typing import Literal, cast
 
@@ -36,12 +41,15 @@ INT4_LEVELS = 15
 INT4_ROWS = 16
 """Outputs of an int4 layer come in multiples of this."""
 KERNEL_DTYPE = torch.bfloat16
-"""Of activations and scales in the kernels of rounded weights."""
+"""Of activations and scales in the kernel of int4 weights."""
+SEVEN_BITS = True
+"""The kernel's `reduce_range`."""
 MIN_PACKED_WEIGHTS = 65_536
 """Smaller layers gain nothing from another layout."""
 WHOLE_FROM_TOKENS = 16
-"""Tokens of a pass from which on whole weights are faster than rounded ones, with AMX as with AVX2.
-"""
+"""Tokens of a pass from which on whole weights are faster than int4 ones, with AMX."""
+INT8_FROM_TOKENS = 4
+"""The same of int8 ones, with AVX2."""
 PACKED_FOR_TOKENS = 8
 """Tokens of a pass that the packed layout is made for; other numbers work as well."""
 
@@ -84,23 +92,34 @@ class SteadyLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """[..., in] -> [..., out] with weights rounded to int8 per output; no bias in the kernel."""
+    """[..., in] -> [..., out] with weights rounded to int8 per output.
+
+    Activations are rounded to 7 bits: the kernels without VNNI add products up in 16, which are too
+    few for 8. There is one step for all tokens, and each is brought to the same largest magnitude
+    before: in some layers the first of a text is a thousand times the others.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.float()
         scale = int8_scale(weight)
-        self.weight = (weight / scale[:, None]).round_().to(torch.int8)
-        self.scale = scale.to(KERNEL_DTYPE)
+        levels = (weight / scale[:, None]).round_().to(torch.int8)
+        zero = torch.zeros(len(scale), dtype=torch.int64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a type's end, in some later release
+            rounded = torch._make_per_channel_quantized_tensor(levels, scale.double(), zero, 0)
+        self.weight = torch.ops.quantized.linear_prepack(rounded, None)
         self.bias = linear.bias
 
     def forward(self, states: Tensor) -> Tensor:
         """Multiply; any number of leading dimensions."""
-        flat = states.flatten(0, -2).to(KERNEL_DTYPE)
-        output: Tensor = torch.ops.aten._weight_int8pack_mm(flat, self.weight, self.scale)
-        output = output.to(states.dtype)
-        output = output if self.bias is None else output + self.bias
-        return output.view(*states.shape[:-1], -1)
+        values = states.float()
+        largest = values.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        output: Tensor = torch.ops.quantized.linear_dynamic(
+            values / largest, self.weight, SEVEN_BITS
+        )
+        output = (output * largest).to(states.dtype)
+        return output if self.bias is None else output + self.bias
 
 
 class Int4Linear(nn.Module):
@@ -137,19 +156,23 @@ class Int4Linear(nn.Module):
 
 
 class RoundedLinear(nn.Module):
-    """[..., in] -> [..., out]: over rounded weights for few tokens, over whole ones for many."""
+    """[..., in] -> [..., out]: over int4 weights for few tokens, over others for many."""
 
-    def __init__(self, linear: nn.Linear, rounded: Int8Linear | Int4Linear) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.rounded = rounded
-        self.dtype: torch.dtype = getattr(torch, cpu.fastest_dtype())
-        self.whole = prepare(as_linear(linear.weight.to(self.dtype), linear.bias))
+        self.few = Int4Linear(linear)
+        if cpu.has_bfloat16():
+            self.num_many, self.dtype = WHOLE_FROM_TOKENS, torch.bfloat16
+            self.many = prepare(as_linear(linear.weight.to(self.dtype), linear.bias))
+        else:
+            self.num_many, self.dtype = INT8_FROM_TOKENS, torch.float32
+            self.many = Int8Linear(linear)
 
     def forward(self, states: Tensor) -> Tensor:
         """Multiply; any number of leading dimensions."""
-        if states.numel() < WHOLE_FROM_TOKENS * states.shape[-1]:
-            return cast(Tensor, self.rounded(states))
-        return cast(Tensor, self.whole(states.to(self.dtype)).to(states.dtype))
+        if states.numel() < self.num_many * states.shape[-1]:
+            return cast(Tensor, self.few(states))
+        return cast(Tensor, self.many(states.to(self.dtype)).to(states.dtype))
 
 
 def int8_scale(weight: Tensor) -> Tensor:
@@ -174,9 +197,9 @@ def prepare(linear: nn.Linear, quantization: Quantization = "none") -> nn.Module
     group.
     """
     if quantization == "int8":
-        return RoundedLinear(linear, Int8Linear(linear))
+        return Int8Linear(linear)
     if quantization == "int4" and linear.in_features % GROUP_SIZE == 0:
-        return RoundedLinear(linear, Int4Linear(linear))
+        return RoundedLinear(linear)
     if _can_be_packed(linear.weight):
         return PackedLinear(linear)
     return SteadyLinear(linear) if _can_be_steady(linear.weight) else linear

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from benchmarks.memory import measure_in_process
+from s2d_serve import cpu
 from s2d_serve.cli import plan
 from s2d_serve.cli.footprint import PlannedModel, planned_models, service_bytes
 from s2d_serve.cli.plan import GB, Hardware, Placed
@@ -296,13 +297,19 @@ def test_models_on_cpus_share_one_machine(
     assert result.stdout.count("problem:") == len(models(config))
 
 
-def test_rounded_weights_come_beside_whole_ones_and_fewer_layers_are_smaller(args: Args) -> None:
+def test_rounded_weights_and_fewer_layers_are_smaller_unless_whole_ones_stay(
+    args: Args, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def weights(**settings: object) -> int:
         draft = {**args["draft"], "dtype": "bfloat16", **settings}
         config = AppConfig.model_validate({**args, "draft": draft})
         return models(config)["draft"].footprint().weights
 
-    assert weights() < weights(quantization="int4") < weights(quantization="int8")
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: True)
+    beside_whole = weights(quantization="int4")
+    assert weights(quantization="int8") < weights() < beside_whole
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: False)
+    assert weights(quantization="int8") < weights(quantization="int4") < beside_whole
     assert weights(layers=[0, 1, 3], exit_layers=[3], thresholds=None) < weights()
 
 

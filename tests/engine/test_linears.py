@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 from s2d_serve import cpu
 from s2d_serve.engine.linears import (
+    INT8_FROM_TOKENS,
     MIN_PACKED_WEIGHTS,
     WHOLE_FROM_TOKENS,
     Int4Linear,
     Int8Linear,
     PackedLinear,
-    Quantization,
     RoundedLinear,
     SteadyLinear,
     as_linear,
@@ -85,39 +85,61 @@ def test_what_gains_nothing_stays_as_it_is() -> None:
     assert prepare(double) is double
     odd = layer(40, 64, torch.float32)  # no whole groups of 32
     assert prepare(odd, "int4") is odd
-    assert isinstance(prepare(odd, "int8"), RoundedLinear)
+    assert isinstance(prepare(odd, "int8"), Int8Linear)
 
 
-@pytest.mark.parametrize("has_bfloat16", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize(("name", "kind"), [("int4", Int4Linear), ("int8", Int8Linear)])
-def test_few_tokens_meet_rounded_weights_and_many_whole_ones(
+def test_an_int8_token_is_as_exact_beside_a_thousand_times_larger_one(dtype: torch.dtype) -> None:
+    whole = layer(256, 512, dtype)
+    int8 = Int8Linear(whole)
+    inputs = states(3, 256, dtype=dtype)
+    inputs[0] *= 1000
+    expected = nn.functional.linear(inputs.double(), whole.weight.double(), whole.bias.double())
+    found = int8(inputs)
+    assert found.dtype == dtype
+    for token in range(3):
+        error = (found[token] - expected[token]).norm() / expected[token].norm()
+        assert 0 < float(error) < 0.02
+
+
+def test_int8_products_are_added_up_without_overflow() -> None:
+    weight, inputs = torch.ones(16, 256), torch.ones(2, 256)
+    found = Int8Linear(as_linear(weight))(inputs)
+    assert torch.allclose(found, torch.full((2, 16), 256.0), rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "num_many", "worst"),
+    [(True, WHOLE_FROM_TOKENS, 0.005), (False, INT8_FROM_TOKENS, 0.02)],
+    ids=["whole", "int8"],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_few_tokens_meet_int4_weights_and_many_more_exact_ones(
     monkeypatch: pytest.MonkeyPatch,
-    name: Quantization,
-    kind: type[nn.Module],
     dtype: torch.dtype,
     has_bfloat16: bool,
+    num_many: int,
+    worst: float,
 ) -> None:
     monkeypatch.setattr(cpu, "has_bfloat16", lambda: has_bfloat16)
     whole = layer(256, 512, dtype)
-    prepared, rounded = prepare(whole, name), kind(whole)
-    inputs = states(2, WHOLE_FROM_TOKENS, 256, dtype=dtype)
-    few, many = inputs[:1, 1:], inputs
-    assert torch.equal(prepared(few), rounded(few))
-    expected = nn.functional.linear(many.double(), whole.weight.double(), whole.bias.double())
+    prepared, int4 = prepare(whole, "int4"), Int4Linear(whole)
+    inputs = states(num_many, 256, dtype=dtype)
+    assert torch.equal(prepared(inputs[1:]), int4(inputs[1:]))
+    expected = nn.functional.linear(inputs.double(), whole.weight.double(), whole.bias.double())
 
     def error(found: Tensor) -> float:
         return float((found - expected).norm() / expected.norm())
 
-    assert prepared(many).dtype == dtype
-    assert error(prepared(many)) < 0.005 < error(rounded(many))
+    assert prepared(inputs).dtype == dtype
+    assert error(prepared(inputs)) < worst < error(int4(inputs))
 
 
 def test_every_linear_layer_inside_is_prepared() -> None:
     block = nn.Sequential(
         layer(64, 64, torch.bfloat16), nn.Sequential(nn.Linear(64, 32)), nn.SiLU()
     )
-    prepare_layers([block], "int8")
+    prepare_layers([block], "int4")
     assert isinstance(block[0], RoundedLinear)
     assert isinstance(cast(nn.Sequential, block[1])[0], RoundedLinear)
     assert isinstance(block[2], nn.SiLU)
