@@ -103,11 +103,10 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = linear.weight.float()
         scale = int8_scale(weight)
-        levels = (weight / scale[:, None]).round_().to(torch.int8)
         zero = torch.zeros(len(scale), dtype=torch.int64)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a type's end, in some later release
-            rounded = torch._make_per_channel_quantized_tensor(levels, scale.double(), zero, 0)
+            rounded = torch.quantize_per_channel(weight, scale.double(), zero, 0, torch.qint8)
         self.weight = torch.ops.quantized.linear_prepack(rounded, None)
         self.bias = linear.bias
 
