@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 REST_SHARE = 0.01
 """Of the time without proposals, what trying again may cost: the most that speculation loses."""
-START_ROUNDS = 2.0
-"""Rounds of the target alone that trying may cost before anything is known."""
+START_ROUNDS = 6.0
+"""Rounds of the target alone that trying may cost before anything is known: with fewer, bad luck in
+the first rounds sends a good draft to rest, and it is long until it has earned another look.
+"""
 MAX_ROUNDS = 12.0
 """Rounds' worth of savings that count: old ones excuse no long loss."""
 NUM_ALONE_ROUNDS = 9

@@ -13,6 +13,10 @@ SEQUENCE_PRIOR_WEIGHT = 8.0
 """Rounds that the target's own record is worth beside a sequence's."""
 COST_WEIGHT = 0.2
 """Weight of a new measurement in a running cost."""
+LESS_COST_WEIGHT = 0.5
+"""The same in a `CostCurve`, if it took less: what disturbs a pass makes it slower, never faster. A
+cost that was put too high keeps the draft at rest, where few measurements would bring it down.
+"""
 MAX_READ_S = 0.25
 """Of a pass that reads: a round that comes meanwhile has to wait."""
 MIN_READ_TOKENS = 16
@@ -117,7 +121,8 @@ class CostCurve:
         pay, would never show it.
         """
         known = self.seconds.get(num_tokens, seconds)
-        new = known + COST_WEIGHT * (seconds - known)
+        weight = LESS_COST_WEIGHT if seconds < known else COST_WEIGHT
+        new = known + weight * (seconds - known)
         drift = (new / known) ** DRIFT_SHARE
         for size, cost in self.seconds.items():
             self.seconds[size] = cost * drift if size > num_tokens else min(cost * drift, new)

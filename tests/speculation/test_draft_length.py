@@ -217,11 +217,14 @@ def test_a_round_of_no_sequences_is_no_probe() -> None:
 
 # Accounts
 
+LOSING_ROUNDS = int(START_ROUNDS) + 1
+"""That each lose a second, where the target alone takes one."""
+
 
 def test_rounds_that_lose_end_drafting_and_rests_allow_it_again() -> None:
     policy = informed(4, [0.9] * 4, 0.1, {1: 1.0})
     assert chosen(policy) == 4
-    for _ in range(3):
+    for _ in range(LOSING_ROUNDS):
         policy.record_round(1, 1, 1, 2.0)
     assert chosen(policy) == 0
     policy.reading_s.record(1, 0.001)
@@ -230,7 +233,7 @@ def test_rounds_that_lose_end_drafting_and_rests_allow_it_again() -> None:
     rested = 0
     while not chosen(policy):
         rested += rest(policy)
-    lost_s = 3 - START_ROUNDS
+    lost_s = LOSING_ROUNDS - START_ROUNDS
     assert lost_s <= REST_SHARE * rested < 3 * lost_s
 
 
@@ -248,7 +251,7 @@ def test_savings_are_set_against_what_the_target_would_take_now() -> None:
 def test_few_and_many_sequences_have_accounts_of_their_own() -> None:
     policy = informed(4, [0.9] * 4, 0.1, {1: 1.0})
     assert chosen(policy, 8) == 4
-    for _ in range(3):
+    for _ in range(LOSING_ROUNDS):
         policy.record_round(9, 9, 9, 2.0)
     assert chosen(policy, 8) == chosen(policy, 15) == 0
     assert chosen(policy, 4) == chosen(policy, 16) == 4

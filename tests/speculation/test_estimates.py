@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from s2d_serve.speculation.estimates import (
     COST_WEIGHT,
     DECAY,
+    LESS_COST_WEIGHT,
     MAX_READ_S,
     MIN_READ_TOKENS,
     AcceptanceEstimate,
@@ -104,6 +105,8 @@ def test_a_cost_follows_new_measurements() -> None:
     for _ in range(50):
         curve.record(4, 7.0)
     assert curve(4) == pytest.approx(7.0, rel=1e-3)
+    curve.record(4, 6.0)
+    assert curve(4) == pytest.approx(7.0 - LESS_COST_WEIGHT, rel=1e-3)
 
 
 @fixed_examples
