@@ -182,10 +182,12 @@ class DraftLengthPolicy:
     def record_overhead(self, seconds: float) -> None:
         """Learn what a round with proposals takes beside its passes.
 
-        The least of the last ones counts: what others make it wait for is no cost of drafting.
+        The least of the last ones counts: what others make it wait for is no cost of drafting. One
+        alone says nothing: the first of all makes what others find made.
         """
         self._overheads.append(seconds)
-        self.overhead_s = max(min(self._overheads), 0.0)
+        if len(self._overheads) > 1:
+            self.overhead_s = max(min(self._overheads), 0.0)
 
     def record_end(self, num_output_tokens: int) -> None:
         """Learn how long an output was."""
