@@ -26,6 +26,10 @@ PRIOR_ACCEPTANCE = 0.9
 """Of what was never tried: a draft that seems too poor to read a prompt would never be found out.
 The account bounds what that may cost.
 """
+PRIOR_WEIGHT = 6.0
+"""Rounds that it is worth beside the target's record: the first text may be one that the draft does
+badly at.
+"""
 TARGET_DECAY = 0.97
 """`DECAY` of a target's record over all its sequences: about the last 30 rounds, so that one
 long sequence does not stand for all the next ones.
@@ -303,7 +307,9 @@ class DraftLengthPolicy:
         self.rest_rounds = min(2 * self.rest_rounds, MAX_REST_ROUNDS)
 
     def _reach(self, sequence: AcceptanceEstimate) -> list[float]:
-        return reach(self.acceptance, sequence, PRIOR_ACCEPTANCE, self.max_draft_tokens)
+        return reach(
+            self.acceptance, sequence, self.max_draft_tokens, PRIOR_ACCEPTANCE, PRIOR_WEIGHT
+        )
 
     def _tokens_per_second(self, rows: Sequence[_Row]) -> float:
         """Expected committed tokens of a round over its expected time; NaN while a cost is

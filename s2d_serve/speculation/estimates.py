@@ -6,7 +6,6 @@ import bisect
 import math
 from dataclasses import dataclass, field
 
-PRIOR_WEIGHT = 2.0
 DECAY = 0.95
 """A round's weight after n more rounds is `DECAY`^n: about the last 20 rounds count."""
 SEQUENCE_PRIOR_WEIGHT = 8.0
@@ -59,17 +58,22 @@ class AcceptanceEstimate:
 
 
 def reach(
-    shared: AcceptanceEstimate, own: AcceptanceEstimate, prior: float, num_positions: int
+    shared: AcceptanceEstimate,
+    own: AcceptanceEstimate,
+    num_positions: int,
+    prior: float,
+    prior_weight: float,
 ) -> list[float]:
     """Probability that each position is accepted, all before it included.
 
     Args:
         shared, own: records of the target and of the sequence.
         prior: of the first position; each further one starts from the one before it.
+        prior_weight: rounds that it is worth beside the shared record.
     """
     reached, product, estimate = [], 1.0, prior
     for position in range(num_positions):
-        estimate = shared.probability(position, estimate, PRIOR_WEIGHT)
+        estimate = shared.probability(position, estimate, prior_weight)
         product *= own.probability(position, estimate, SEQUENCE_PRIOR_WEIGHT)
         reached.append(product)
     return reached

@@ -9,7 +9,7 @@ Source: the suffixes of SuffixDecoding, arXiv:2411.04975, within one sequence.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from s2d_serve.speculation.estimates import PRIOR_WEIGHT, AcceptanceEstimate, reach
+from s2d_serve.speculation.estimates import AcceptanceEstimate, reach
 
 MIN_MATCH = 2
 """Tokens that must be the same at the earlier place."""
@@ -18,6 +18,8 @@ MAX_MATCH = 32
 MAX_PLACES = 16
 """Earlier places compared, the latest ones."""
 PRIOR_ACCEPTANCE = 0.3
+PRIOR_WEIGHT = 2.0
+"""Rounds."""
 MIN_REACH = 0.05
 """Found tokens less likely to be accepted than this are not proposed."""
 
@@ -107,7 +109,7 @@ class LookupEstimate:
         for strength in range(MIN_MATCH.bit_length(), match.length.bit_length()):
             if strength in self.by_strength:
                 prior = self.by_strength[strength].probability(0, prior, PRIOR_WEIGHT)
-        reached = reach(self._of(match), own, prior, len(match.token_ids))
+        reached = reach(self._of(match), own, len(match.token_ids), prior, PRIOR_WEIGHT)
         return [share for share in reached if share >= MIN_REACH]
 
     def _of(self, match: Match) -> AcceptanceEstimate:
