@@ -49,8 +49,6 @@ class World:
     """Tokens after which a sequence gives way to a new one, of which nothing is known."""
     lengths: list[int] = field(default_factory=list)
     """Longest proposal of each round so far."""
-    num_outputs: int = 0
-    """Ended so far."""
     _rounds: list[tuple[float, float]] = field(default_factory=list)
     """Expected tokens, and seconds, of each round."""
     _records: list[AcceptanceEstimate] = field(init=False)
@@ -146,7 +144,6 @@ class World:
         self._unread[row] = 1 + (num_accepted == length) if length else self._unread[row] + 1
         if self._made[row] >= self.output_length:
             self.policy.record_end(self._made[row])
-            self.num_outputs += 1
             self._made[row], self._unread[row] = 0, self.prompt_length
             self._records[row] = AcceptanceEstimate()
         return num_accepted + 1
